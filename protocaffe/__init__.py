@@ -1,0 +1,1 @@
+"""Caffe reborn for Python: train deep networks from two text files."""

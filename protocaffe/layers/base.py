@@ -1,0 +1,202 @@
+"""What every layer is, built in or a user's own, and how one is found by its type name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from protocaffe.blob import Blob
+from protocaffe.errors import LayerError, NetError, did_you_mean
+from protocaffe.layers.fillers import fill
+from protocaffe.proto import caffe_pb2
+
+Bounds = tuple[int, int | None]
+"""Least and most number of blobs; None for no upper bound."""
+
+
+class Layer:
+    """One operation of a net: bottoms in, tops out, parameters of its own in ``blobs``.
+
+    The net calls ``setup`` once, then ``reshape`` whenever a bottom's shape changed, then
+    ``forward`` and ``backward``. All four get lists of blobs whose ``data`` and ``diff`` are
+    arrays of the module ``self.xp`` (NumPy, or CuPy on a GPU).
+
+    * ``setup`` reads the layer's parameters, refuses wrong ones with ``raise self.error(...)``
+      and makes ``self.blobs`` with ``self.add_blob``.
+    * ``reshape`` checks the bottoms' shapes and calls ``top[i].reshape(...)``.
+    * ``forward`` writes every ``top[i].data`` completely.
+    * ``backward`` overwrites ``bottom[i].diff`` where ``propagate_down[i]``, and **adds** to
+      ``self.blobs[i].diff`` where ``self.param_propagate_down[i]``.
+
+    A layer of your own derives from this class and either is named by a ``Python`` layer in
+    the prototxt or registers a type name with :func:`register`.
+
+    Attributes:
+        param: the layer's ``LayerParameter`` message.
+        name: its name.
+        phase: ``TRAIN`` (0) or ``TEST`` (1).
+        blobs: the learnable parameters.
+        param_propagate_down: per parameter, whether its gradient is wanted.
+        loss_weights: per top, its share in the net's loss (0 for none).
+        xp: the array module to compute with.
+        rng: this layer's own random numbers, seeded by the net.
+        dtype: the NumPy type of all blobs.
+        where: ``file:line`` of the layer, for messages.
+    """
+
+    bottoms: ClassVar[Bounds] = (0, None)
+    tops: ClassVar[Bounds] = (0, None)
+    equal_bottoms_and_tops: ClassVar[bool] = False
+    in_place: ClassVar[bool] = False
+    """Whether top i may be bottom i."""
+    is_loss: ClassVar[bool] = False
+    """Loss layers get an automatic top and a loss weight of 1 unless the prototxt says else."""
+    dynamic: ClassVar[bool] = False
+    """Whether ``forward`` may give the tops other shapes (data sources, Python layers)."""
+
+    def __init__(
+        self,
+        param: caffe_pb2.LayerParameter,
+        *,
+        phase: int = caffe_pb2.TRAIN,
+        xp: Any = np,
+        rng: np.random.Generator | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        where: str = "",
+    ) -> None:
+        self.param = param
+        self.name: str = param.name
+        self.type: str = param.type
+        self.phase = phase
+        self.xp = xp
+        self.rng = rng if rng is not None else np.random.default_rng()
+        self.dtype = np.dtype(dtype)
+        self.where = where
+        self.blobs: list[Blob] = []
+        self.param_propagate_down: list[bool] = []
+        self.loss_weights: list[float] = []
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Read and check the parameters; make the learnable blobs."""
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Give the tops their shapes."""
+        raise NotImplementedError
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Compute the tops' data."""
+        raise NotImplementedError
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        """Compute the wanted bottom diffs and add to the parameters' diffs."""
+        if any(propagate_down):
+            raise self.error("has no gradient, but a layer below asks for one")
+
+    def allow_force_backward(self, bottom_index: int) -> bool:
+        """Whether ``force_backward`` may ask for this bottom's gradient (not for labels)."""
+        return True
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+
+    def add_blob(
+        self, shape: Sequence[int], filler: caffe_pb2.FillerParameter | None = None
+    ) -> Blob:
+        """Append a learnable blob, filled by ``filler`` (constant 0 without one)."""
+        blob = Blob(shape, self.dtype)
+        fill(blob, filler or caffe_pb2.FillerParameter(), self.rng, self.error)
+        self.blobs.append(blob)
+        return blob
+
+    def error(self, message: str) -> LayerError:
+        """Return an error that names this layer and where it stands in the prototxt."""
+        place = f"{self.where}: " if self.where else ""
+        return LayerError(f"{place}layer '{self.name}' ({self.type}): {message}")
+
+    def canonical_axis(self, axis: int, blob: Blob, what: str = "axis") -> int:
+        """Turn an axis that may count from the end into one from the front, or refuse it."""
+        n = blob.num_axes
+        if not -n <= axis < n:
+            raise self.error(
+                f"{what} {axis} is out of range for a blob with {n} axes (shape {blob.shape}); "
+                f"legal are {-n} to {n - 1}"
+            )
+        return axis + n if axis < 0 else axis
+
+    def check_counts(self, num_bottoms: int, num_tops: int) -> None:
+        """Refuse a wrong number of bottoms or tops."""
+        for what, bounds, got in (
+            ("bottom", self.bottoms, num_bottoms),
+            ("top", self.tops, num_tops),
+        ):
+            least, most = bounds
+            if got < least or (most is not None and got > most):
+                wanted = str(least) if least == most else f"at least {least}"
+                if most is not None and least != most:
+                    wanted = f"{least} to {most}"
+                raise self.error(f"expected {wanted} {what} blob(s), got {got}")
+        if self.equal_bottoms_and_tops and num_bottoms != num_tops:
+            raise self.error(
+                f"needs as many tops as bottoms, got {num_bottoms} bottom(s) and {num_tops} top(s)"
+            )
+
+
+_registry: dict[str, type[Layer]] = {}
+AnyLayer = TypeVar("AnyLayer", bound=type[Layer])
+
+
+def register(type_name: str) -> Callable[[AnyLayer], AnyLayer]:
+    """Class decorator: make the layer available as ``type: "type_name"``.
+
+    A package can bring layers without being imported first through the entry point group
+    ``protocaffe.layers`` (entry name = type name, value = the class).
+    """
+
+    def decorate(layer_class: AnyLayer) -> AnyLayer:
+        _registry[type_name] = layer_class
+        return layer_class
+
+    return decorate
+
+
+def layer_types() -> list[str]:
+    """Return the names of all known layer types, sorted."""
+    return sorted({*_registry, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+
+
+ENTRY_POINTS = "protocaffe.layers"
+
+
+def layer_class(type_name: str) -> type[Layer]:
+    """Return the class registered for a type name.
+
+    Raises:
+        NetError: no layer has that name; the message offers the nearest one.
+    """
+    if type_name not in _registry:
+        for entry in entry_points(group=ENTRY_POINTS, name=type_name):
+            _registry[type_name] = entry.load()
+    if type_name not in _registry:
+        raise NetError(
+            f"unknown layer type '{type_name}'{did_you_mean(type_name, layer_types())} "
+            f"(known types: {', '.join(layer_types())})"
+        )
+    return _registry[type_name]
+
+
+def create_layer(param: caffe_pb2.LayerParameter, where: str = "", **kwargs: Any) -> Layer:
+    """Return a new layer for the message; keyword arguments go to :class:`Layer`.
+
+    Raises:
+        NetError: the type is unknown; the message names the layer and where it stands.
+    """
+    try:
+        found = layer_class(param.type)
+    except NetError as error:
+        place = f"{where}: " if where else ""
+        raise NetError(f"{place}layer '{param.name}': {error}") from None
+    return found(param, where=where, **kwargs)
