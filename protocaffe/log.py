@@ -1,0 +1,99 @@
+"""The log, in the shape that tools around Caffe read.
+
+Modules write with ``log.info(...)`` on the one logger ``protocaffe``. Nothing appears until
+a program calls :func:`init_log`; the command line does. Each message then gets glog's prefix::
+
+    I1121 10:01:49.993415  4242 solver.py:239] Iteration 5, loss = 2.33354
+
+that is: level (I, W, E or F), month and day, time, thread, file and line of the caller. A message
+of several lines has the prefix on its first line only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+log = logging.getLogger("protocaffe")
+log.addHandler(logging.NullHandler())  # else Python itself prints warnings to stderr
+
+
+def number(value: float) -> str:
+    """Return the number as C++ streams print it: up to six significant digits."""
+    if math.isnan(value):
+        return "-nan" if math.copysign(1, value) < 0 else "nan"
+    return f"{value:g}"
+
+
+def init_log(stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Start writing the log to a stream.
+
+    Calling it again only changes the stream and the level.
+
+    Args:
+        stream: where to; ``sys.stderr`` unless told otherwise.
+        level: the lowest level of Python's ``logging`` that is written.
+    """
+    log.setLevel(level)
+    handler = _handler()
+    if handler is None:
+        handler = _GlogHandler()
+        handler.setFormatter(_GlogFormatter())
+        log.addHandler(handler)
+    handler.setStream(stream if stream is not None else sys.stderr)
+
+
+@contextmanager
+def log_above(console: Console) -> Iterator[None]:
+    """Print log lines through a rich console, so that they scroll above its live display."""
+    handler = _handler()
+    if handler is None:
+        yield
+        return
+    handler.console = console
+    try:
+        yield
+    finally:
+        handler.console = None
+
+
+def _handler() -> _GlogHandler | None:
+    return next((each for each in log.handlers if isinstance(each, _GlogHandler)), None)
+
+
+class _GlogFormatter(logging.Formatter):
+    """Puts glog's prefix before a message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        letter = "IWEF"[max(0, min(record.levelno // 10 - 2, 3))]
+        moment = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
+        micros = int(record.created % 1 * 1e6)
+        where = f"{record.filename}:{record.lineno}"
+        thread = threading.get_native_id()
+        return f"{letter}{moment}.{micros:06d} {thread:5d} {where}] {record.getMessage()}"
+
+
+class _GlogHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream, or above the live display of a console while there is one."""
+
+    console: Console | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.console is None:
+            super().emit(record)
+        else:
+            self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise  # whoever read the log has gone: the program ends, as others in a pipe do
+        super().handleError(record)
