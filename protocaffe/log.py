@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
+    _TextStreamHandler = logging.StreamHandler[TextIO]
+else:
+    _TextStreamHandler = logging.StreamHandler  # takes no [] before Python 3.11
+
 log = logging.getLogger("protocaffe")
 log.addHandler(logging.NullHandler())  # else Python itself prints warnings to stderr
 
@@ -82,7 +86,7 @@ class _GlogFormatter(logging.Formatter):
         return f"{letter}{moment}.{micros:06d} {thread:5d} {where}] {record.getMessage()}"
 
 
-class _GlogHandler(logging.StreamHandler[TextIO]):
+class _GlogHandler(_TextStreamHandler):
     """Writes to a stream, or above the live display of a console while there is one."""
 
     console: Console | None = None

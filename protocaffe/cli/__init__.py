@@ -1,0 +1,107 @@
+"""The command line: ``protocaffe COMMAND [flags]``.
+
+Every module of this package that declares ``FLAGS`` is a command: its docstring is the help
+text, ``FLAGS`` a list of :class:`~protocaffe.cli.flags.Flag`, and ``run(flags) -> int`` does the
+work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import ModuleType
+
+from protocaffe.cli.flags import parse
+from protocaffe.errors import ProtocaffeError, UsageError, did_you_mean
+from protocaffe.log import init_log
+
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""What a shell reports for a program that SIGPIPE ended."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: the words after ``protocaffe``; ``sys.argv`` unless told otherwise.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    called = " ".join(["protocaffe", *words[:1]])
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"{called}: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except ProtocaffeError as error:
+        print(f"{called}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_pipes()
+        return BROKEN_PIPE
+
+
+def commands() -> dict[str, ModuleType]:
+    """Return the modules of all commands by name, sorted."""
+    modules = {
+        each.name: importlib.import_module(f"{__name__}.{each.name}")
+        for each in pkgutil.iter_modules(__path__)
+    }
+    return {name: module for name, module in sorted(modules.items()) if hasattr(module, "FLAGS")}
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        print(_overview(), file=sys.stderr)
+        return WRONG_USAGE
+    first, rest = words[0], words[1:]
+    if first in ("-h", "-help", "--help", "help"):
+        print(_overview())
+        return 0
+    if first in ("-version", "--version"):
+        print(f"protocaffe {version('protocaffe')}")
+        return 0
+    name, command = _command(first)
+    try:
+        flags = parse(f"protocaffe {name}", inspect.getdoc(command) or "", command.FLAGS, rest)
+    except SystemExit:  # argparse leaves this way after --help
+        return 0
+    init_log()
+    code: int = command.run(flags)
+    return code
+
+
+def _command(word: str) -> tuple[str, ModuleType]:
+    known = commands()
+    name = word.replace("-", "_")
+    if name not in known:
+        raise UsageError(f"unknown command{did_you_mean(name, known)} (known: {', '.join(known)})")
+    return name, known[name]
+
+
+def _overview() -> str:
+    rows = [
+        f"  {name:<20} {(inspect.getdoc(module) or '').splitlines()[0]}"
+        for name, module in commands().items()
+    ]
+    return "\n".join(
+        ["usage: protocaffe COMMAND [flags]", "", *rows, "", "protocaffe COMMAND --help says more."]
+    )
+
+
+def _close_pipes() -> None:
+    """Point stdout and stderr nowhere, else Python complains about them when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
