@@ -8,6 +8,7 @@ work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -83,11 +84,13 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _command(word: str) -> tuple[str, ModuleType]:
-    known = commands()
     name = word.replace("-", "_")
-    if name not in known:
-        raise UsageError(f"unknown command{did_you_mean(name, known)} (known: {', '.join(known)})")
-    return name, known[name]
+    if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "FLAGS"):
+            return name, module
+    known = commands()
+    raise UsageError(f"unknown command{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 
 def _overview() -> str:

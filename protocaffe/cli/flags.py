@@ -8,10 +8,11 @@ or ``--shuffle=true`` (``false``, ``1``, ``0``), and never eats the word that fo
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -34,6 +35,7 @@ class Flag:
         required: whether the command makes no sense without it.
         positional: whether it is a word of its own, ``VALUE``, instead of ``--name=VALUE``.
         choices: the only values it takes, if they are few.
+        at_least: the smallest number it takes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Flag:
     required: bool = False
     positional: bool = False
     choices: tuple[str, ...] = ()
+    at_least: float = -math.inf
 
 
 def parse(
@@ -82,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
             self._add(flag)
 
     def _add(self, flag: Flag) -> None:
-        kind = _switch if isinstance(flag.default, bool) else type(flag.default)
+        kind = _kind(flag)
         choices = flag.choices or None
         if flag.positional:
             nargs = None if flag.required else "?"
@@ -140,6 +143,21 @@ class _Parser(argparse.ArgumentParser):
             for left, right in rows
         )
         return f"usage: {usage}\n\n{self.description}\n\n{body}\n"
+
+
+def _kind(flag: Flag) -> Callable[[str], object]:
+    if isinstance(flag.default, bool):
+        return _switch
+    kind = type(flag.default)
+
+    def convert(text: str) -> object:
+        value = kind(text)
+        if not isinstance(value, str) and value < flag.at_least:
+            raise argparse.ArgumentTypeError(f"must be at least {flag.at_least}, got {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse's messages name the type
+    return convert
 
 
 def _switch(text: str) -> bool:
