@@ -1,6 +1,6 @@
 """The command line: ``protocaffe COMMAND [flags]``.
 
-Every module of this package that declares ``FLAGS`` is a command: its docstring is the help
+A command is a module of this package, imported when it is called: its docstring is the help
 text, ``FLAGS`` a list of :class:`~protocaffe.cli.flags.Flag`, and ``run(flags) -> int`` does the
 work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
@@ -8,10 +8,8 @@ work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -20,6 +18,15 @@ from types import ModuleType
 from protocaffe.cli.flags import parse
 from protocaffe.errors import ProtocaffeError, UsageError, did_you_mean
 from protocaffe.log import init_log
+
+COMMANDS = {
+    "train": "train or fine-tune a net with the settings of a solver file",
+    "test": "run a trained net over its test data",
+    "time": "measure how long each layer of a net takes",
+    "device_query": "print what this machine can compute with",
+    "convert_imageset": "make a database from a list of images",
+    "compute_image_mean": "average the images of a database",
+}
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -53,15 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
-def commands() -> dict[str, ModuleType]:
-    """Return the modules of all commands by name, sorted."""
-    modules = {
-        each.name: importlib.import_module(f"{__name__}.{each.name}")
-        for each in pkgutil.iter_modules(__path__)
-    }
-    return {name: module for name, module in sorted(modules.items()) if hasattr(module, "FLAGS")}
-
-
 def _dispatch(words: list[str]) -> int:
     if not words:
         print(_overview(), file=sys.stderr)
@@ -85,19 +83,15 @@ def _dispatch(words: list[str]) -> int:
 
 def _command(word: str) -> tuple[str, ModuleType]:
     name = word.replace("-", "_")
-    if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        module = importlib.import_module(f"{__name__}.{name}")
-        if hasattr(module, "FLAGS"):
-            return name, module
-    known = commands()
-    raise UsageError(f"unknown command{did_you_mean(name, known)} (known: {', '.join(known)})")
+    if name not in COMMANDS:
+        raise UsageError(
+            f"unknown command{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})"
+        )
+    return name, importlib.import_module(f"{__name__}.{name}")
 
 
 def _overview() -> str:
-    rows = [
-        f"  {name:<20} {(inspect.getdoc(module) or '').splitlines()[0]}"
-        for name, module in commands().items()
-    ]
+    rows = [f"  {name:<20}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         ["usage: protocaffe COMMAND [flags]", "", *rows, "", "protocaffe COMMAND --help says more."]
     )
