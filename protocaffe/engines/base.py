@@ -1,0 +1,178 @@
+"""What every engine offers, and the plan that runs layers by their own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from protocaffe.blob import Array, Blob, Storage, Truth
+from protocaffe.layers import Layer
+
+Work = Callable[[], None]
+
+
+@dataclass
+class LayerNode:
+    """A layer with the blobs it is wired to and what backward wants of it.
+
+    Attributes:
+        index: place in the net.
+        layer: the layer, set up and shaped.
+        bottoms: the blobs it reads.
+        tops: the blobs it writes.
+        propagate_down: per bottom, whether its gradient is wanted.
+        needs_backward: whether backward runs at all.
+    """
+
+    index: int
+    layer: Layer
+    bottoms: list[Blob]
+    tops: list[Blob]
+    propagate_down: list[bool]
+    needs_backward: bool
+
+
+class Plan:
+    """The work of every layer, bound once and run many times.
+
+    Attributes:
+        forward: per layer, the pieces of work of its forward pass, in order.
+        backward: per layer, those of its backward pass.
+    """
+
+    def __init__(self, nodes: Sequence[LayerNode]) -> None:
+        self.nodes = nodes
+        self.forward: list[list[Work]] = [[] for _ in nodes]
+        self.backward: list[list[Work]] = [[] for _ in nodes]
+        for node in nodes:
+            self.add(node)
+
+    def add(self, node: LayerNode) -> None:
+        """Bind one layer's work; here, its own code."""
+        self.forward[node.index].append(_own_forward(node))
+        if node.needs_backward:
+            self.backward[node.index].append(_own_backward(node))
+
+    def forward_layer(self, index: int) -> None:
+        """Run one layer's forward work."""
+        for work in self.forward[index]:
+            work()
+
+    def backward_layer(self, index: int) -> None:
+        """Run one layer's backward work."""
+        for work in self.backward[index]:
+            work()
+
+
+class Engine:
+    """Runs nets: owns memory, kernels and the plan. This one runs every layer's own code.
+
+    Attributes:
+        name: what ``--engine`` calls it.
+        xp: the array module that layers compute with.
+    """
+
+    name: ClassVar[str] = "numpy"
+    xp: Any = np
+
+    def plan(self, nodes: Sequence[LayerNode]) -> Plan:
+        """Bind the work of a net whose blobs have their shapes."""
+        return Plan(nodes)
+
+    def flat_views(self, leader: Storage, *followers: Storage) -> list[Array]:
+        """Return the storages' numbers as flat arrays that share one element order.
+
+        All are up to date and may be written to. The order is the leader's own and unknown
+        to the caller, who can therefore only do element-wise work (and sums) with them.
+        """
+        return [storage.host_write() for storage in (leader, *followers)]
+
+    def momentum_update(
+        self, weight: Storage, diff: Storage, history: Storage, momentum: float
+    ) -> MomentumUpdate:
+        """Return the SGD update of one parameter, to be called once per iteration."""
+        return MomentumUpdate(self, weight, diff, history, momentum)
+
+
+class MomentumUpdate:
+    """``h = gradient_scale * g + weight_scale * w + momentum * h;  w = w - h``.
+
+    Works through memory in chunks that stay in the cache, so it costs about one read of all
+    three arrays and one write of two.
+
+    Args:
+        engine: owner of the arrays.
+        weight: the parameter w.
+        diff: its gradient g, left as it is.
+        history: its momentum h.
+        momentum: the factor on h.
+    """
+
+    def __init__(
+        self, engine: Engine, weight: Storage, diff: Storage, history: Storage, momentum: float
+    ) -> None:
+        self._engine = engine
+        self._storages = (weight, diff, history)
+        self._momentum = weight.dtype.type(momentum)
+        self._scratch = np.empty(min(CHUNK, weight.count), weight.dtype)
+
+    def __call__(self, gradient_scale: float, weight_scale: float) -> None:
+        views = self._engine.flat_views(*self._storages)
+        number = views[0].dtype.type
+        for start in range(0, views[0].size, CHUNK):
+            w, g, h = (view[start : start + CHUNK] for view in views)
+            term = self._scratch[: w.size]
+            h *= self._momentum
+            h += np.multiply(g, number(gradient_scale), out=term)
+            if weight_scale:
+                h += np.multiply(w, number(weight_scale), out=term)
+            w -= h
+
+
+CHUNK = 1 << 16
+"""Numbers per step of an element-wise pass: three arrays of them fit a second-level cache."""
+
+
+def _own_forward(node: LayerNode) -> Work:
+    """The layer's own forward over host arrays."""
+    layer, bottoms, tops = node.layer, node.bottoms, node.tops
+    written = {id(top.data_storage) for top in tops}
+    only_read = [b.data_storage for b in bottoms if id(b.data_storage) not in written]
+
+    def run() -> None:
+        agreed = _bring_to_host(only_read)
+        layer.forward(bottoms, tops)
+        for storage in agreed:
+            storage.truth = Truth.BOTH
+
+    return run
+
+
+def _own_backward(node: LayerNode) -> Work:
+    """The layer's own backward over host arrays."""
+    layer, bottoms, tops, wanted = node.layer, node.bottoms, node.tops, node.propagate_down
+    written = {id(b.diff_storage) for b, want in zip(bottoms, wanted, strict=True) if want}
+    read = [blob.data_storage for blob in (*bottoms, *tops)]
+    read += [top.diff_storage for top in tops if id(top.diff_storage) not in written]
+
+    def run() -> None:
+        agreed = _bring_to_host(read)
+        layer.backward(tops, wanted, bottoms)
+        for storage in agreed:
+            storage.truth = Truth.BOTH
+
+    return run
+
+
+def _bring_to_host(storages: Sequence[Storage]) -> list[Storage]:
+    """Bring storages to the host; return those whose engine copy stays good.
+
+    ``blob.data`` cannot know that a layer only reads it and gives up the engine's copy; a
+    layer's contract (bottoms are not written) lets the caller restore it.
+    """
+    for storage in storages:
+        storage.host_read()
+    return [storage for storage in storages if storage.truth is Truth.BOTH]

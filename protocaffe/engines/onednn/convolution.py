@@ -1,0 +1,268 @@
+"""Convolution and InnerProduct as oneDNN primitives, with bias and ReLU fused in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from protocaffe.blob import Blob
+from protocaffe.engines.base import LayerNode
+from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
+from protocaffe.engines.onednn.primitives import (
+    Attributes,
+    Layout,
+    NativeArray,
+    Operation,
+    Primitive,
+    dims,
+    operation,
+    reorder,
+)
+from protocaffe.layers.convolution import Convolution
+from protocaffe.layers.inner_product import InnerProduct
+
+
+@dataclass
+class Passes:
+    """The three operations of a layer with weights, their layouts settled."""
+
+    src: Layout
+    weights: Layout
+    bias: Layout | None
+    dst: Layout
+    forward: Operation
+    backward_data: Operation | None
+    backward_weights: Operation | None
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether none of them falls back to oneDNN's reference code."""
+        made = (self.forward, self.backward_data, self.backward_weights)
+        return not any(each is not None and each.is_reference for each in made)
+
+
+def _relu_attributes(plan: OneDnnPlan, relu: LayerNode | None) -> Attributes | None:
+    if relu is None:
+        return None
+    return Attributes(plan.runtime).relu(relu.layer.param.relu_param.negative_slope)
+
+
+def _bind(plan: OneDnnPlan, node: LayerNode, passes: Passes, relu: LayerNode | None) -> None:
+    """Add the forward and backward work of a layer with weights to the plan."""
+    if relu is not None:
+        plan.fuse(relu)
+    bottom, top, blobs = node.bottoms[0], node.tops[0], node.layer.blobs
+    source = plan.source(node, bottom, passes.src)
+    weights = _weights(plan, node, blobs[0], passes.weights)
+    bias = None if passes.bias is None else plan.parameter(blobs[1], passes.bias)
+    forward = Primitive(
+        passes.forward,
+        {
+            dnn.ARG_SRC: source,
+            dnn.ARG_WEIGHTS: weights,
+            dnn.ARG_BIAS: bias,
+            dnn.ARG_DST: plan.top(top, passes.dst),
+        },
+    )
+    plan.add_forward(node, forward, (bottom, *blobs), (top,))
+    if not node.needs_backward:
+        return
+    gradient = plan.gradient_in(node, top, passes.dst)
+    backward_data, backward_weights = passes.backward_data, passes.backward_weights
+    if backward_weights is not None:
+        _bind_backward_weights(plan, node, passes, backward_weights, source, gradient)
+    if backward_data is not None:
+        operands = {dnn.ARG_WEIGHTS: weights, dnn.ARG_DIFF_DST: gradient}
+        plan.add_bottom_gradient(
+            node,
+            lambda into: Primitive(backward_data, {**operands, dnn.ARG_DIFF_SRC: into}),
+            passes.src,
+            data=blobs[:1],
+        )
+
+
+def _bind_backward_weights(
+    plan: OneDnnPlan,
+    node: LayerNode,
+    passes: Passes,
+    made: Operation,
+    source: NativeArray,
+    gradient: NativeArray,
+) -> None:
+    blobs = node.layer.blobs
+    bias = [] if passes.bias is None else [passes.bias]
+    roles = (dnn.ARG_DIFF_WEIGHTS, dnn.ARG_DIFF_BIAS)
+    operands = {dnn.ARG_SRC: source, dnn.ARG_DIFF_DST: gradient}
+    plan.add_parameter_gradients(
+        node,
+        lambda into: Primitive(made, {**operands, **dict(zip(roles, into, strict=False))}),
+        blobs,
+        [made.layout(dnn.QUERY_DIFF_WEIGHTS, passes.weights.shape), *bias],
+        node.bottoms,
+    )
+
+
+def _weights(plan: OneDnnPlan, node: LayerNode, blob: Blob, layout: Layout) -> NativeArray:
+    """Return the weights in the layout the operation chose, copied if another net settled one."""
+    native = plan.parameter(blob, layout)
+    if native.layout == layout:
+        return native
+    copy = NativeArray(layout)
+    plan.add_forward(node, reorder(native, copy), (blob,), ())
+    return copy
+
+
+def _settled(blob: Blob, shape: tuple[int, ...]) -> Layout | None:
+    """The layout that the weights already have from another plan, if it is of this shape."""
+    native = blob.data_storage.native
+    fits = isinstance(native, NativeArray) and native.layout.shape == shape
+    return native.layout if fits else None
+
+
+def _wants(node: LayerNode) -> tuple[bool, bool]:
+    """Whether the bottom's gradient and any parameter's gradient are to be computed."""
+    data = node.needs_backward and node.propagate_down[0]
+    return data, node.needs_backward and any(node.layer.param_propagate_down)
+
+
+@kernel(Convolution)
+def convolution(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """2-D convolution of one bottom; others run the layer's own code."""
+    bottom = node.bottoms[0]
+    geometry = node.layer.geometry
+    if len(node.bottoms) != 1 or bottom.num_axes != 4 or geometry.channel_axis != 1:
+        return False
+    relu = plan.fusable_relu(node)
+    attributes = _relu_attributes(plan, relu)
+    for src, dst in _convolution_layouts(plan, node):
+        for weights in _weight_layouts(plan, node):
+            passes = _convolution_passes(plan, node, src, weights, dst, attributes)
+            if passes is not None and passes.is_fast:
+                _bind(plan, node, passes, relu)
+                return True
+    return False
+
+
+def _convolution_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[tuple[Layout, Layout]]:
+    """Layouts of bottom and top to try, the one that is best in whole nets first.
+
+    Blocked channels throughout beat what oneDNN picks layer by layer, because no reorders
+    come between; images (few channels) must stay plain, blocked ones fall to slow code.
+    """
+    shapes = (node.bottoms[0].shape, node.tops[0].shape)
+    runtime = plan.runtime
+    make = Layout.plain if shapes[0][1] < FEW_CHANNELS else Layout.blocked
+    yield make(runtime, shapes[0]), Layout.blocked(runtime, shapes[1])
+    yield Layout.any(runtime, shapes[0]), Layout.any(runtime, shapes[1])
+    yield Layout.plain(runtime, shapes[0]), Layout.plain(runtime, shapes[1])
+
+
+FEW_CHANNELS = 8
+
+
+def _weight_shape(node: LayerNode) -> tuple[int, ...]:
+    geometry, shape = node.layer.geometry, node.layer.blobs[0].shape
+    if geometry.group == 1:
+        return shape
+    return (geometry.group, shape[0] // geometry.group, *shape[1:])
+
+
+def _weight_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[Layout]:
+    shape = _weight_shape(node)
+    settled = _settled(node.layer.blobs[0], shape)
+    if settled is not None:
+        yield settled
+    yield Layout.any(plan.runtime, shape)
+
+
+def _convolution_passes(
+    plan: OneDnnPlan,
+    node: LayerNode,
+    src: Layout,
+    weights: Layout,
+    dst: Layout,
+    attributes: Attributes | None,
+) -> Passes | None:
+    runtime, geometry = plan.runtime, node.layer.geometry
+    bias = Layout.plain(runtime, node.layer.blobs[1].shape) if geometry.bias_term else None
+    window = [
+        dims(geometry.stride),
+        dims([d - 1 for d in geometry.dilation]),
+        dims(geometry.pad),
+        dims(geometry.pad),
+    ]
+    forward = operation(
+        runtime,
+        "convolution_forward",
+        *(dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT, src, weights, bias, dst),
+        *(*window, attributes),
+    )
+    if forward is None:
+        return None
+    src = forward.layout(dnn.QUERY_SRC, src.shape)
+    weights = forward.layout(dnn.QUERY_WEIGHTS, weights.shape)
+    dst = forward.layout(dnn.QUERY_DST, dst.shape)
+    passes = Passes(src, weights, bias, dst, forward, None, None)
+    want_data, want_weights = _wants(node)
+    hint = (dnn.CONVOLUTION_DIRECT,)
+    if want_data:
+        passes.backward_data = operation(
+            runtime, "convolution_backward_data", *hint, src, weights, dst, *window, forward, None
+        )
+    if want_weights:
+        for layout in (weights, Layout.any(runtime, weights.shape)):
+            made = operation(
+                runtime,
+                "convolution_backward_weights",
+                *(*hint, src, layout, bias, dst, *window, forward, None),
+            )
+            if made is not None and not made.is_reference:
+                break
+        passes.backward_weights = made
+    complete = (passes.backward_data is not None) == want_data and (
+        passes.backward_weights is not None
+    ) == want_weights
+    return passes if complete else None
+
+
+@kernel(InnerProduct)
+def inner_product(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """Inner product over the flattened bottom, in two dimensions.
+
+    The bottom is reordered to plain 2-D even where it comes blocked: given the 4-D blob,
+    oneDNN wants other weight layouts forward than backward, and reordering the weights every
+    iteration costs far more than the small activation.
+    """
+    layer, blobs = node.layer, node.layer.blobs
+    if layer.transpose:
+        return False
+    runtime = plan.runtime
+    outputs, inputs = blobs[0].shape
+    rows = node.bottoms[0].count // inputs
+    src, dst = (Layout.plain(runtime, (rows, columns)) for columns in (inputs, outputs))
+    bias = Layout.plain(runtime, (outputs,)) if len(blobs) > 1 else None
+    relu = plan.fusable_relu(node)
+    settled = _settled(blobs[0], (outputs, inputs))
+    weights = settled or Layout.any(runtime, (outputs, inputs))
+    forward = operation(
+        runtime,
+        "inner_product_forward",
+        *(dnn.FORWARD_TRAINING, src, weights, bias, dst),
+        _relu_attributes(plan, relu),
+    )
+    if forward is None:
+        raise layer.error("oneDNN has no implementation of this inner product")
+    weights = forward.layout(dnn.QUERY_WEIGHTS, (outputs, inputs))
+    passes = Passes(src, weights, bias, dst, forward, None, None)
+    want_data, want_weights = _wants(node)
+    if want_data:
+        passes.backward_data = operation(
+            runtime, "inner_product_backward_data", src, weights, dst, forward, None
+        )
+    if want_weights:
+        passes.backward_weights = operation(
+            runtime, "inner_product_backward_weights", src, weights, bias, dst, forward, None
+        )
+    _bind(plan, node, passes, relu)
+    return True

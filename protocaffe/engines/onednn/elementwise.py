@@ -1,0 +1,159 @@
+"""ReLU, Eltwise sums, Concat and Split as oneDNN primitives."""
+
+from __future__ import annotations
+
+from ctypes import c_void_p
+
+from protocaffe.engines.base import LayerNode
+from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.plan import OneDnnPlan, elementwise_layouts, kernel
+from protocaffe.engines.onednn.primitives import (
+    Layout,
+    NativeArray,
+    Primitive,
+    operation,
+    reorder,
+    summation,
+)
+from protocaffe.layers.activation import ReLU
+from protocaffe.layers.eltwise import Eltwise
+from protocaffe.layers.shape import Concat, Split
+from protocaffe.proto import caffe_pb2
+
+
+@kernel(ReLU)
+def relu(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """ReLU; where an earlier kernel has fused it, only its backward is left to do."""
+    bottom, top = node.bottoms[0], node.tops[0]
+    slope = node.layer.param.relu_param.negative_slope
+    if slope < 0:
+        return False  # the sign of y would not tell the sign of x
+    runtime, layout = plan.runtime, plan.layout(bottom)
+    forward = operation(
+        runtime,
+        "eltwise_forward",
+        *(dnn.FORWARD_TRAINING, dnn.ELTWISE_RELU, layout, layout, slope, 0.0, None),
+    )
+    if forward is None:
+        return False
+    source, target = plan.source(node, bottom, layout), plan.top(top, layout)
+    if not plan.is_fused(node):
+        arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target}
+        plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
+    if node.needs_backward and node.propagate_down[0]:
+        backward = operation(
+            runtime,
+            "eltwise_backward",
+            *(dnn.ELTWISE_RELU_USE_DST, layout, layout, layout, slope, 0.0, forward, None),
+        )
+        if backward is None:
+            raise node.layer.error("oneDNN has a ReLU for this layout, but not its gradient")
+        operands = {dnn.ARG_DST: target, dnn.ARG_DIFF_DST: plan.diff(top)}
+        plan.add_bottom_gradient(
+            node,
+            lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}),
+            layout,
+            data=(top,),
+        )
+    return True
+
+
+@kernel(Eltwise)
+def eltwise_sum(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """``SUM`` with any coefficients, bottoms in one layout; others run the layer's own code."""
+    layer, bottoms, top = node.layer, node.bottoms, node.tops[0]
+    if layer.operation != caffe_pb2.EltwiseParameter.SUM:
+        return False
+    layout = _common_layout(plan, node)
+    sources = [plan.source(node, bottom, layout) for bottom in bottoms]
+    if any(bottom is top for bottom in bottoms[1:]):
+        return False  # oneDNN's sum may write over its first source only
+    forward = _weighted_sum(sources, plan.top(top, layout), layer.coeffs)
+    plan.add_forward(node, forward, bottoms, (top,))
+    if not node.needs_backward:
+        return True
+    gradient = plan.diff(top)
+    # In place, the bottom's diff is the top's: it is scaled last, when all others have read it.
+    order = sorted(range(len(bottoms)), key=lambda index: bottoms[index] is top)
+    for index in order:
+        coefficient = layer.coeffs[index]
+        in_place = bottoms[index] is top and coefficient == 1
+        if node.propagate_down[index] and not in_place:
+            plan.add_bottom_gradient(
+                node,
+                lambda into, c=coefficient: _weighted_sum([gradient], into, [c]),
+                layout,
+                index=index,
+            )
+    return True
+
+
+def _common_layout(plan: OneDnnPlan, node: LayerNode) -> Layout:
+    """The bottoms' own layout if they agree, else the first one's."""
+    common = elementwise_layouts(plan, node)
+    return common or Layout.plain(plan.runtime, node.bottoms[0].shape)
+
+
+def _weighted_sum(
+    sources: list[NativeArray], target: NativeArray, coefficients: list[float]
+) -> Primitive:
+    if list(coefficients) == [1.0]:
+        return reorder(sources[0], target)
+    return summation(sources, target, coefficients)
+
+
+@kernel(Split)
+def split(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """The tops share the bottom's data; the gradient is one n-ary sum."""
+    bottom = node.bottoms[0]
+    if node.needs_backward and node.propagate_down[0]:
+        gradients = [plan.diff(top) for top in node.tops]
+        plan.add_bottom_gradient(
+            node, lambda into: summation(gradients, into), plan.layout(bottom)
+        )
+    return True
+
+
+@kernel(Concat)
+def concat(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """Concatenation along channels of 2-D or 4-D blobs."""
+    bottoms, top = node.bottoms, node.tops[0]
+    if len(bottoms) == 1:
+        return False
+    runtime = plan.runtime
+    axis = node.layer.axis
+    blocked = top.num_axes == 4 and axis == 1 and all(b.shape[1] % 16 == 0 for b in bottoms)
+    make = Layout.blocked if blocked else Layout.plain
+    layouts = [make(runtime, bottom.shape) for bottom in bottoms]
+    dst = make(runtime, top.shape)
+    handles = (c_void_p * len(layouts))(*(layout.handle for layout in layouts))
+    forward = operation(runtime, "concat", dst, len(bottoms), axis, handles, None)
+    if forward is None:
+        return False
+    arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: plan.top(top, dst)}
+    for index, (bottom, layout) in enumerate(zip(bottoms, layouts, strict=True)):
+        arrays[dnn.ARG_MULTIPLE_SRC + index] = plan.source(node, bottom, layout)
+    plan.add_forward(node, Primitive(forward, arrays), bottoms, (top,))
+    if node.needs_backward:
+        _concat_backward(plan, node, axis, dst)
+    return True
+
+
+def _concat_backward(plan: OneDnnPlan, node: LayerNode, axis: int, layout: Layout) -> None:
+    gradient = plan.diff(node.tops[0])
+    offset = [0] * node.tops[0].num_axes
+    for index, bottom in enumerate(node.bottoms):
+        part = layout.part(offset, bottom.shape)
+        offset[axis] += bottom.shape[axis]
+        if part is None:
+            raise node.layer.error("oneDNN cannot cut the gradient of this Concat into parts")
+        if node.propagate_down[index]:
+            piece = NativeArray(part, gradient.values)
+            plan.add_bottom_gradient(
+                node,
+                lambda into, piece=piece: reorder(piece, into),
+                plan.layout(bottom),
+                index=index,
+            )
+
+

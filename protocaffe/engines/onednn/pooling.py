@@ -1,0 +1,178 @@
+"""Pooling and local response normalisation as oneDNN primitives."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from protocaffe.engines.base import LayerNode, Work
+from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
+from protocaffe.engines.onednn.primitives import (
+    Layout,
+    NativeArray,
+    Operation,
+    Primitive,
+    dims,
+    operation,
+)
+from protocaffe.layers.normalization import LRN
+from protocaffe.layers.pooling import Pooling
+from protocaffe.proto import caffe_pb2
+
+
+def _workspace(made: Operation) -> NativeArray | None:
+    """What forward notes down for backward (None where nothing is noted)."""
+    layout = made.layout(dnn.QUERY_WORKSPACE, ())
+    return NativeArray(layout) if layout.size else None
+
+
+@kernel(Pooling)
+def pooling(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """MAX and AVE pooling with Caffe's rounding; a mask top runs the layer's own code."""
+    geometry = node.layer.geometry
+    if len(node.tops) != 1 or _window_outside(node):
+        return False
+    bottom, top = node.bottoms[0], node.tops[0]
+    runtime = plan.runtime
+    src = plan.layout(bottom)
+    algorithm, correction = _algorithm(plan, node)
+    window = [
+        dims(geometry.stride),
+        dims(geometry.kernel),
+        dims((0, 0)),
+        dims(geometry.pad),
+        dims([after for _, after in _overhang(node)]),
+    ]
+    any_dst = Layout.any(runtime, top.shape)
+    prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
+    forward = operation(
+        runtime, "pooling_forward", prop_kind, algorithm, src, any_dst, *window, None
+    )
+    if forward is None or forward.is_reference:
+        return False
+    dst = forward.layout(dnn.QUERY_DST, top.shape)
+    backward = None
+    if node.needs_backward:
+        backward = operation(
+            runtime, "pooling_backward", algorithm, src, dst, *window, forward, None
+        )
+        if backward is None or backward.is_reference:
+            return False
+    workspace = _workspace(forward) if backward is not None else None
+    source, target = plan.source(node, bottom, src), plan.top(top, dst)
+    arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: workspace}
+    plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
+    if correction is not None:
+        plan.add_forward(node, _scaled(target, correction, target), (top,), (top,))
+    if backward is not None and node.propagate_down[0]:
+        gradient = plan.diff(top)
+        if correction is not None:
+            corrected = NativeArray(dst)
+            plan.add_backward(node, _scaled(gradient, correction, corrected), diffs=(top,))
+            gradient = corrected
+        operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: workspace}
+        made = backward
+        plan.add_bottom_gradient(
+            node, lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}), src
+        )
+    return True
+
+
+def _overhang(node: LayerNode) -> list[tuple[int, int]]:
+    """Per axis, how far the windows reach beyond the image before and after it."""
+    geometry = node.layer.geometry
+    sizes = node.bottoms[0].shape[2:]
+    return [
+        (pad, (out - 1) * stride + kernel_size - size - pad)
+        for size, out, kernel_size, stride, pad in zip(
+            *(sizes, geometry.output, geometry.kernel, geometry.stride, geometry.pad), strict=True
+        )
+    ]
+
+
+def _window_outside(node: LayerNode) -> bool:
+    """Whether some window lies wholly outside the image (Caffe's ceil rule allows it)."""
+    pairs = zip(_overhang(node), node.layer.geometry.kernel, strict=True)
+    return any(after >= kernel_size for (_, after), kernel_size in pairs)
+
+
+def _algorithm(plan: OneDnnPlan, node: LayerNode) -> tuple[int, NativeArray | None]:
+    """Choose oneDNN's rule, and the factors that turn its averages into Caffe's.
+
+    Caffe's AVE divisor counts padding up to the padded border but not what the last window
+    of the ceil rule has beyond it. Without padding that is oneDNN's exclude_padding; with
+    padding, include_padding divides by the whole kernel and the rest is a factor per output.
+    """
+    geometry = node.layer.geometry
+    if geometry.method == caffe_pb2.PoolingParameter.MAX:
+        return dnn.POOLING_MAX, None
+    if not any(geometry.pad):
+        return dnn.POOLING_AVG_EXCLUDE_PADDING, None
+    factors = np.float32(1)
+    for axis, (size, out) in enumerate(
+        zip(node.bottoms[0].shape[2:], geometry.output, strict=True)
+    ):
+        kernel_size, stride, pad = (
+            each[axis] for each in (geometry.kernel, geometry.stride, geometry.pad)
+        )
+        start = np.arange(out) * stride - pad
+        counted = np.minimum(start + kernel_size, size + pad) - start
+        factors = np.multiply.outer(factors, (kernel_size / counted).astype(np.float32))
+    if (factors == 1).all():
+        return dnn.POOLING_AVG_INCLUDE_PADDING, None
+    layout = Layout.plain(plan.runtime, (1, 1, *geometry.output))
+    return dnn.POOLING_AVG_INCLUDE_PADDING, NativeArray(layout, np.ravel(factors))
+
+
+def _scaled(source: NativeArray, factors: NativeArray, target: NativeArray) -> Work:
+    made = operation(
+        target.layout.runtime,
+        "binary",
+        *(dnn.BINARY_MUL, source.layout, factors.layout, target.layout, None),
+    )
+    assert made is not None, "oneDNN multiplies any two layouts"
+    arrays = {dnn.ARG_SRC: source, dnn.ARG_SRC_1: factors, dnn.ARG_DST: target}
+    return Primitive(made, arrays)
+
+
+@kernel(LRN)
+def lrn(plan: OneDnnPlan, node: LayerNode) -> bool:
+    """Normalisation across channels; within a channel the layer's own code runs."""
+    layer, bottom, top = node.layer, node.bottoms[0], node.tops[0]
+    if layer.region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
+        return False
+    runtime = plan.runtime
+    layout = plan.layout(bottom)
+    rule = (layer.size, layer.alpha, layer.beta, layer.k)
+    prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
+    head = (dnn.LRN_ACROSS_CHANNELS, layout, layout)
+    forward = operation(runtime, "lrn_forward", prop_kind, *head, *rule, None)
+    if forward is None or forward.is_reference:
+        return False
+    backward = None
+    if node.needs_backward:
+        backward = operation(runtime, "lrn_backward", *head, layout, *rule, forward, None)
+        if backward is None or backward.is_reference:
+            return False
+    workspace = _workspace(forward) if backward is not None else None
+    source = plan.source(node, bottom, layout)
+    arrays = {
+        dnn.ARG_SRC: source,
+        dnn.ARG_DST: plan.top(top, layout),
+        dnn.ARG_WORKSPACE: workspace,
+    }
+    plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
+    if backward is not None and node.propagate_down[0]:
+        operands = {
+            dnn.ARG_SRC: source,
+            dnn.ARG_DIFF_DST: plan.diff(top),
+            dnn.ARG_WORKSPACE: workspace,
+        }
+        made = backward
+        plan.add_bottom_gradient(
+            node,
+            lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}),
+            layout,
+            data=(bottom,),
+        )
+    return True

@@ -1,0 +1,484 @@
+"""Net: layers wired by blobs, planned by an engine, run forward and backward."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocaffe.blob import Blob
+from protocaffe.engines import Engine, LayerNode, Plan, get_engine
+from protocaffe.errors import NetError, ProtocaffeError, UsageError
+from protocaffe.graph import Graph, build_graph, merge_state
+from protocaffe.graph.backward import BackwardFacts, decide_backward
+from protocaffe.layers import Layer, create_layer
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.binary import array_to_blob, write_atomic
+from protocaffe.proto.text import Source, format_text, read_net
+from protocaffe.weights import load_weights
+
+logger = logging.getLogger("protocaffe")
+
+AUTOMATIC_TOP = "(automatic)"
+"""The name of the top that a loss layer gets when the prototxt gives it none."""
+
+
+@dataclass
+class LearnableParam:
+    """A parameter as the solver sees it; shared ones appear once.
+
+    Attributes:
+        blob: data and diff.
+        lr_mult: factor on the learning rate.
+        decay_mult: factor on the weight decay.
+        name: its name in the prototxt, or an empty string.
+        layer: name of the layer that owns it.
+        index: its place among that layer's parameters.
+        written: which of the two multipliers the prototxt gives explicitly.
+    """
+
+    blob: Blob
+    lr_mult: float
+    decay_mult: float
+    name: str
+    layer: str
+    index: int
+    written: set[str] = field(default_factory=set)
+
+
+class Net:
+    """A network built from a prototxt.
+
+    Args:
+        source: path of a net prototxt, or a ``NetParameter``.
+        phase: ``TRAIN`` or ``TEST``; which layers with phase rules are in.
+        weights: a ``.caffemodel`` to load, or several, comma-separated or in a list.
+        level: the state's level.
+        stages: the state's stages, added to those of the file.
+        engine: ``"numpy"``, ``"onednn"``, an engine, or None for the fastest that runs here.
+        dtype: type of all blobs, ``float32`` or ``float64`` (numpy engine only).
+        seed: makes fillers, dropout and data order repeatable; None for a random one.
+        shared: a net whose parameters are used, by layer name, instead of own ones.
+        state: merged over ``phase`` and the file's own state, as a solver's ``train_state``;
+            then level and stages are not used.
+
+    Attributes:
+        name: the net's name.
+        phase: ``TRAIN`` (0) or ``TEST`` (1).
+        graph: the structure after filtering and split insertion.
+        layers: the layers in order; ``layer_names`` their names.
+        bottoms: per layer, the blobs it reads; ``tops`` those it writes.
+        blobs: every blob by name, in order of creation.
+        params: the parameter blobs of every layer that has some.
+        learnable: the parameters as a solver updates them.
+        inputs: names of the Input layers' tops.
+        outputs: names of the blobs nobody reads, in byte order.
+        blob_loss_weights: per blob, its weight in the loss.
+        layer_needs_backward: per layer, whether backward runs.
+
+    Raises:
+        ProtocaffeError: the text, the structure or a layer's parameters are wrong.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | caffe_pb2.NetParameter,
+        phase: int = caffe_pb2.TEST,
+        *,
+        weights: str | Path | Sequence[str | Path] | None = None,
+        level: int = 0,
+        stages: Sequence[str] = (),
+        engine: str | Engine | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | np.random.SeedSequence | None = None,
+        shared: Net | None = None,
+        state: caffe_pb2.NetState | None = None,
+    ) -> None:
+        self.engine = get_engine(engine)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
+        self._seed = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        text, where = (source, None) if isinstance(source, caffe_pb2.NetParameter) else read_net(source)
+        if state is None:
+            full_state = merge_state(text, phase, level, stages)
+        else:
+            full_state = caffe_pb2.NetState(phase=phase)  # type: ignore[arg-type]
+            full_state.MergeFrom(text.state)
+            full_state.MergeFrom(state)
+        self.graph = _graph(text, where, full_state)
+        self.name: str = self.graph.name
+        self.phase = int(self.graph.state.phase)
+        self.layers: list[Layer] = []
+        self.layer_names: list[str] = []
+        self.bottoms: list[list[Blob]] = []
+        self.tops: list[list[Blob]] = []
+        self.blobs: dict[str, Blob] = {}
+        self.params: dict[str, list[Blob]] = {}
+        self.learnable: list[LearnableParam] = []
+        self.blob_loss_weights: dict[str, float] = {}
+        self.inputs: list[str] = self.graph.inputs
+        self.outputs: list[str] = self.graph.outputs
+        self._owners: dict[str, LearnableParam] = {}
+        self._top_names: list[list[str]] = []
+        self._bytes = 0
+        for index in range(len(self.graph.nodes)):
+            self._add_layer(index)
+        self._nodes = self._decide_backward()
+        self._log_summary()
+        if shared is not None:
+            self._share_parameters(shared)
+        self._plan: Plan | None = None
+        self._planned_shapes: list[tuple[int, ...]] = []
+        for file in _file_list(weights):
+            self.copy_from(file)
+
+    # -- running -------------------------------------------------------------------------
+
+    def forward(self) -> float:
+        """Run every layer forward.
+
+        Returns:
+            The loss: the sum over weighted tops of weight times values.
+        """
+        self._ready()
+        return sum(self.forward_layer(index) for index in range(len(self.layers)))
+
+    def backward(self) -> None:
+        """Run backward every layer that needs it; parameter diffs add up."""
+        self._ready()
+        for index in reversed(range(len(self.layers))):
+            self.backward_layer(index)
+
+    def forward_layer(self, index: int) -> float:
+        """Run one layer forward; return its share of the loss."""
+        plan = self._plan or self._ready()
+        plan.forward_layer(index)
+        if self.layers[index].dynamic and self._shapes_changed():
+            self._reshape_from(index + 1)
+        return self._loss(index)
+
+    def backward_layer(self, index: int) -> None:
+        """Run one layer backward if it needs it."""
+        if self._nodes[index].needs_backward:
+            plan = self._plan or self._ready()
+            plan.backward_layer(index)
+
+    def clear_param_diffs(self) -> None:
+        """Set the gradient of every parameter to 0."""
+        for blobs in self.params.values():
+            for blob in blobs:
+                blob.diff_storage.zero()
+
+    def reshape(self) -> None:
+        """Let every layer follow changed input shapes (``forward`` does it by itself)."""
+        self._reshape_from(0)
+
+    @property
+    def layer_needs_backward(self) -> list[bool]:
+        """Per layer, whether backward runs."""
+        return [node.needs_backward for node in self._nodes]
+
+    @property
+    def bottom_needs_backward(self) -> list[list[bool]]:
+        """Per layer and bottom, whether its gradient is computed."""
+        return [node.propagate_down for node in self._nodes]
+
+    def close(self) -> None:
+        """Let go of the layers' files and threads."""
+        for layer in self.layers:
+            layer.close()
+
+    # -- weights -------------------------------------------------------------------------
+
+    def copy_from(self, source: str | Path | caffe_pb2.NetParameter) -> None:
+        """Load weights by layer name; layers the file does not know keep theirs.
+
+        Raises:
+            FileError: the file is missing or damaged.
+            WeightsError: a layer of that name has other blobs; names layer and both shapes.
+        """
+        load_weights(source, self.params)
+
+    def to_proto(self, diff: bool = False) -> caffe_pb2.NetParameter:
+        """Return the net with its weights, as ``.caffemodel`` files hold it.
+
+        Args:
+            diff: also write the gradients.
+        """
+        param = caffe_pb2.NetParameter(name=self.name)
+        for layer in self.layers:
+            message = param.layer.add()
+            message.CopyFrom(layer.param)
+            del message.blobs[:]
+            for blob in layer.blobs:
+                array_to_blob(blob.data_storage.host_read().reshape(blob.shape), message.blobs.add())
+                if diff:
+                    message.blobs[-1].diff.extend(blob.diff_storage.host_read())
+        return param
+
+    def save(self, path: str | Path, diff: bool = False) -> None:
+        """Write the weights as a ``.caffemodel``, all or nothing."""
+        write_atomic(path, self.to_proto(diff).SerializeToString())
+
+    # -- building ------------------------------------------------------------------------
+
+    def _add_layer(self, index: int) -> None:
+        node = self.graph.nodes[index]
+        param = node.param
+        if not param.HasField("phase"):
+            param.phase = self.graph.state.phase
+        logger.info("Creating layer %s", param.name)
+        layer = create_layer(
+            param,
+            node.where,
+            phase=param.phase,
+            xp=self.engine.xp,
+            rng=np.random.default_rng(self._child_seed(index)),
+            dtype=self.dtype,
+        )
+        logger.info("Creating Layer %s", param.name)
+        self.layers.append(layer)
+        self.layer_names.append(param.name)
+        self.bottoms.append(self._find_bottoms(layer, node.bottoms))
+        names = self._name_tops(layer, node.tops)
+        self._top_names.append(names)
+        self.tops.append(self._make_tops(layer, node.bottoms, names))
+        layer.check_counts(len(node.bottoms), len(names))
+        _guarded(layer, layer.setup, self.bottoms[-1], self.tops[-1])
+        _guarded(layer, layer.reshape, self.bottoms[-1], self.tops[-1])
+        self._weigh_tops(layer, names)
+        self._log_shapes(layer)
+        self._add_params(layer)
+
+    def _child_seed(self, index: int) -> np.random.SeedSequence:
+        key = (*self._seed.spawn_key, index)
+        return np.random.SeedSequence(self._seed.entropy, spawn_key=key)
+
+    def _find_bottoms(self, layer: Layer, names: Sequence[str]) -> list[Blob]:
+        for name in names:
+            logger.info("%s <- %s", layer.name, name)
+        return [self.blobs[name] for name in names]
+
+    def _name_tops(self, layer: Layer, names: Sequence[str]) -> list[str]:
+        missing = type(layer).tops[0] - len(names) if layer.is_loss else 0
+        return [*names, *[AUTOMATIC_TOP] * missing]
+
+    def _make_tops(self, layer: Layer, bottoms: Sequence[str], names: list[str]) -> list[Blob]:
+        tops = []
+        for index, name in enumerate(names):
+            if index < len(bottoms) and bottoms[index] == name:
+                if not layer.in_place:
+                    raise layer.error(
+                        f"cannot work in place (top '{name}' is also its bottom); "
+                        f"give the top a name of its own"
+                    )
+                logger.info("%s -> %s (in-place)", layer.name, name)
+                tops.append(self.blobs[name])
+                continue
+            logger.info("%s -> %s", layer.name, name)
+            self.blobs[name] = Blob(dtype=self.dtype)
+            self.blob_loss_weights[name] = 0.0
+            tops.append(self.blobs[name])
+        return tops
+
+    def _weigh_tops(self, layer: Layer, names: Sequence[str]) -> None:
+        weights = list(layer.param.loss_weight)
+        if layer.is_loss and not weights:
+            weights = [1.0] + [0.0] * (len(names) - 1)
+        if weights and len(weights) != len(names):
+            raise layer.error(
+                f"has {len(names)} top(s) but {len(weights)} loss_weight(s); "
+                f"give one per top or none"
+            )
+        layer.loss_weights = weights or [0.0] * len(names)
+        for name, weight in zip(names, layer.loss_weights, strict=True):
+            if weight:
+                self.blob_loss_weights[name] = weight
+        _fill_loss_weights(layer, self.tops[-1])
+
+    def _add_params(self, layer: Layer) -> None:
+        specs = layer.param.param
+        if len(specs) > len(layer.blobs):
+            raise layer.error(
+                f"has {len(specs)} param entries but only {len(layer.blobs)} parameter blob(s)"
+            )
+        if layer.blobs:
+            self.params[layer.name] = layer.blobs
+        layer.param_propagate_down = []
+        for index, blob in enumerate(layer.blobs):
+            spec = specs[index] if index < len(specs) else caffe_pb2.ParamSpec()
+            layer.param_propagate_down.append(spec.lr_mult != 0)
+            owner = self._owners.get(spec.name) if spec.name else None
+            if owner is not None:
+                _share(layer, blob, spec, owner)
+                continue
+            learnable = LearnableParam(
+                *(blob, spec.lr_mult, spec.decay_mult, spec.name, layer.name, index),
+                written={name for name in ("lr_mult", "decay_mult") if spec.HasField(name)},
+            )
+            self.learnable.append(learnable)
+            if spec.name:
+                self._owners[spec.name] = learnable
+
+    def _decide_backward(self) -> list[LayerNode]:
+        facts = [
+            BackwardFacts(
+                bottoms=node.bottoms,
+                tops=names,
+                learns=any(layer.param_propagate_down),
+                has_loss=[weight != 0 for weight in layer.loss_weights],
+                propagate_down=list(layer.param.propagate_down),
+                may_force=[layer.allow_force_backward(i) for i in range(len(node.bottoms))],
+            )
+            for node, layer, names in zip(
+                self.graph.nodes, self.layers, self._top_names, strict=True
+            )
+        ]
+        force = self.graph.param.force_backward
+        decide_backward(facts, force)
+        if force:
+            for layer in self.layers:
+                layer.param_propagate_down = [True] * len(layer.blobs)
+        return [
+            LayerNode(i, layer, self.bottoms[i], self.tops[i], fact.wanted, fact.needs_backward)
+            for i, (layer, fact) in enumerate(zip(self.layers, facts, strict=True))
+        ]
+
+    def _share_parameters(self, other: Net) -> None:
+        for name, blobs in self.params.items():
+            for index, (mine, theirs) in enumerate(zip(blobs, other.params.get(name, []), strict=False)):
+                if mine.shape != theirs.shape:
+                    raise NetError(
+                        f"layer '{name}' parameter {index} has shape {mine.shape} here but "
+                        f"{theirs.shape} in net '{other.name}', whose weights it shares"
+                    )
+                mine.share_data(theirs)
+
+    # -- planning ------------------------------------------------------------------------
+
+    def _ready(self) -> Plan:
+        if self._plan is None:
+            self._plan = self.engine.plan(self._nodes)
+            self._planned_shapes = self._free_shapes()
+        elif self._shapes_changed():
+            self._reshape_from(0)
+        return self._plan
+
+    def _free_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the blobs that do not follow from others: inputs and dynamic layers' tops."""
+        return [
+            top.shape
+            for layer, bottoms, tops in zip(self.layers, self.bottoms, self.tops, strict=True)
+            for top in tops
+            if layer.dynamic or not bottoms
+        ]
+
+    def _shapes_changed(self) -> bool:
+        return self._free_shapes() != self._planned_shapes
+
+    def _reshape_from(self, start: int) -> None:
+        for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[start:]:
+            _guarded(layer, layer.reshape, bottoms, tops)
+            _fill_loss_weights(layer, tops)
+        self._plan = self.engine.plan(self._nodes)
+        self._planned_shapes = self._free_shapes()
+
+    def _loss(self, index: int) -> float:
+        loss = 0.0
+        for top, weight in zip(self.tops[index], self.layers[index].loss_weights, strict=True):
+            if weight:
+                values, weights = top.data_storage.host_read(), top.diff_storage.host_read()
+                loss += float(np.dot(values, weights))
+        return loss
+
+    # -- log -----------------------------------------------------------------------------
+
+    def _log_shapes(self, layer: Layer) -> None:
+        logger.info("Setting up %s", layer.name)
+        for top, weight in zip(self.tops[-1], layer.loss_weights, strict=True):
+            extents = "".join(f"{extent} " for extent in top.shape)
+            logger.info("Top shape: %s(%d)", extents, top.count)
+            if weight:
+                logger.info("    with loss weight %g", weight)
+            self._bytes += top.count * self.dtype.itemsize
+        logger.info("Memory required for data: %d", self._bytes)
+
+    def _log_summary(self) -> None:
+        for node in reversed(self._nodes):
+            verb = "needs" if node.needs_backward else "does not need"
+            logger.info("%s %s backward computation.", node.layer.name, verb)
+        for name in self.outputs:
+            logger.info("This network produces output %s", name)
+        logger.info("Network initialization done.")
+
+
+def _graph(
+    text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.NetState
+) -> Graph:
+    graph = build_graph(text, state, where)
+    for message in graph.filtered:
+        logger.info("%s", message)
+    logger.info("Initializing net from parameters: \n%s", format_text(graph.param))
+    return graph
+
+
+def _file_list(weights: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    if weights is None:
+        return []
+    if isinstance(weights, str):
+        return list(weights.split(","))
+    return [weights] if isinstance(weights, Path) else list(weights)
+
+
+def _guarded(layer: Layer, method: Any, *arguments: Any) -> None:
+    """Call a layer's method; errors that do not name the layer yet get its name."""
+    try:
+        method(*arguments)
+    except ProtocaffeError as error:
+        if f"layer '{layer.name}'" in str(error):
+            raise
+        raise type(error)(str(layer.error(str(error)))) from error
+
+
+def _fill_loss_weights(layer: Layer, tops: Sequence[Blob]) -> None:
+    """Put the weights into the tops' diffs, where loss layers look for them."""
+    for top, weight in zip(tops, layer.loss_weights, strict=True):
+        if weight:
+            top.diff_storage.host_overwrite().fill(weight)
+
+
+def _share(
+    layer: Layer, blob: Blob, spec: caffe_pb2.ParamSpec, owner: LearnableParam
+) -> None:
+    """Make a parameter use its owner's memory, and settle the multipliers between them."""
+    permissive = spec.share_mode == caffe_pb2.ParamSpec.PERMISSIVE
+    mine, theirs = (blob.count, owner.blob.count) if permissive else (blob.shape, owner.blob.shape)
+    if mine != theirs:
+        raise layer.error(
+            f"cannot share parameter '{spec.name}' with layer '{owner.layer}': shape "
+            f"{blob.shape} here, {owner.blob.shape} there"
+            + (
+                " (PERMISSIVE sharing needs equal counts)"
+                if permissive
+                else " (share_mode: PERMISSIVE accepts equal counts)"
+            )
+        )
+    blob.share_data(owner.blob)
+    blob.share_diff(owner.blob)
+    for name in ("lr_mult", "decay_mult"):
+        if not spec.HasField(name):
+            continue
+        value, known = getattr(spec, name), getattr(owner, name)
+        if name in owner.written and known != value:
+            raise layer.error(
+                f"gives shared parameter '{spec.name}' {name} {value:g}, but layer "
+                f"'{owner.layer}' gives it {known:g}; they must agree"
+            )
+        setattr(owner, name, value)
+        owner.written.add(name)

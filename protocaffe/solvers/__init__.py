@@ -1,0 +1,44 @@
+"""Training: the loop, the update rules, learning-rate policies, snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from protocaffe.engines import Engine
+from protocaffe.errors import SolverError, did_you_mean
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import read_solver
+from protocaffe.solvers.sgd import SGDSolver
+from protocaffe.solvers.solver import Action, Solver
+
+__all__ = ["SOLVERS", "Action", "SGDSolver", "Solver", "get_solver"]
+
+SOLVERS: dict[str, type[Solver]] = {"SGD": SGDSolver}
+"""Solver classes by the name that ``type`` gives them."""
+
+
+def get_solver(
+    source: str | Path | caffe_pb2.SolverParameter,
+    *,
+    engine: str | Engine | None = None,
+    path: str | Path = "",
+) -> Solver:
+    """Return the solver that a solver prototxt asks for with ``type`` (``"SGD"`` by default).
+
+    Args:
+        source: path of a solver prototxt, or a ``SolverParameter``.
+        engine: see :class:`Solver`.
+        path: for a ``SolverParameter``, the file it came from.
+
+    Raises:
+        SolverError: no solver has that type.
+    """
+    if not isinstance(source, caffe_pb2.SolverParameter):
+        path = source
+        source, _ = read_solver(source)
+    if source.type not in SOLVERS:
+        raise SolverError(
+            f"unknown solver type '{source.type}'{did_you_mean(source.type, SOLVERS)} "
+            f"(solver types: {', '.join(SOLVERS)})"
+        )
+    return SOLVERS[source.type](source, engine=engine, path=path)

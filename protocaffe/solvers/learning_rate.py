@@ -1,0 +1,89 @@
+"""The seven learning-rate policies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from protocaffe.errors import SolverError, did_you_mean
+from protocaffe.proto import caffe_pb2
+
+NEEDS = {
+    "fixed": (),
+    "step": ("gamma", "stepsize"),
+    "exp": ("gamma",),
+    "inv": ("gamma", "power"),
+    "multistep": ("gamma",),
+    "poly": ("power", "max_iter"),
+    "sigmoid": ("gamma", "stepsize"),
+}
+"""The solver fields that each policy reads, besides ``base_lr``."""
+
+
+@dataclass
+class LearningRate:
+    """The rate as a function of the iteration, which counts from 0.
+
+    ========= ==========================================================
+    fixed     ``base_lr``
+    step      ``base_lr * gamma ^ floor(iter / stepsize)``
+    exp       ``base_lr * gamma ^ iter``
+    inv       ``base_lr * (1 + gamma * iter) ^ -power``
+    multistep ``base_lr * gamma ^ current_step``
+    poly      ``base_lr * (1 - iter / max_iter) ^ power``
+    sigmoid   ``base_lr / (1 + exp(-gamma * (iter - stepsize)))``
+    ========= ==========================================================
+
+    Args:
+        param: the solver's settings.
+        current_step: for multistep, how many of the ``stepvalue`` were passed.
+
+    Raises:
+        SolverError: unknown policy, or one of its fields is missing or out of range.
+    """
+
+    param: caffe_pb2.SolverParameter
+    current_step: int = 0
+
+    def __post_init__(self) -> None:
+        param, policy = self.param, self.param.lr_policy
+        if policy not in NEEDS:
+            raise SolverError(
+                f"unknown learning rate policy '{policy}'{did_you_mean(policy, NEEDS)} "
+                f"(lr_policy is one of {', '.join(NEEDS)})"
+            )
+        if not param.HasField("base_lr"):
+            raise SolverError("base_lr is missing; give the solver a learning rate")
+        for field in NEEDS[policy]:
+            if not param.HasField(field):  # type: ignore[arg-type]
+                raise SolverError(f"lr_policy '{policy}' needs the field {field}")
+        if "gamma" in NEEDS[policy] and param.gamma < 0:
+            raise SolverError(f"gamma must not be negative, got {param.gamma:g}")
+        if "stepsize" in NEEDS[policy] and param.stepsize <= 0:
+            raise SolverError(f"stepsize must be positive, got {param.stepsize}")
+
+    def __call__(self, iteration: int) -> float:
+        """Return the rate of an iteration.
+
+        For multistep, a passed ``stepvalue`` advances ``current_step`` by at most one per call,
+        as Caffe does: skipped or equal values take one iteration each.
+        """
+        param = self.param
+        base, gamma = param.base_lr, param.gamma
+        match param.lr_policy:
+            case "step":
+                return base * gamma ** (iteration // param.stepsize)
+            case "exp":
+                return base * math.pow(gamma, iteration)
+            case "inv":
+                return base * math.pow(1 + gamma * iteration, -param.power)
+            case "multistep":
+                values = param.stepvalue
+                if self.current_step < len(values) and iteration >= values[self.current_step]:
+                    self.current_step += 1
+                return base * math.pow(gamma, self.current_step)
+            case "poly":
+                return base * math.pow(max(0.0, 1 - iteration / param.max_iter), param.power)
+            case "sigmoid":
+                return base / (1 + math.exp(-gamma * (iteration - param.stepsize)))
+        return base

@@ -1,0 +1,47 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from protocaffe.engines.base import MomentumUpdate
+from protocaffe.net import LearnableParam
+from protocaffe.solvers.solver import Solver
+
+
+class SGDSolver(Solver):
+    """``h = rate * g + momentum * h;  w = w - h``.
+
+    g is the gradient after clipping and division by ``iter_size``, plus the decay term:
+    ``weight_decay * decay_mult * w`` (L2) or ``* sign(w)`` (L1). The rate is inside h, so a
+    change of rate does not rescale the momentum.
+
+    Reference: Caffe's SGDSolver.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._updates: list[MomentumUpdate] = [
+            self.engine.momentum_update(
+                learnable.blob.data_storage,
+                learnable.blob.diff_storage,
+                history.data_storage,
+                self.param.momentum,
+            )
+            for learnable, history in zip(self.net.learnable, self.history, strict=True)
+        ]
+
+    def update_parameter(
+        self, index: int, learnable: LearnableParam, rate: float, factor: float
+    ) -> None:
+        if rate == 0:
+            return
+        decay = self.param.weight_decay * learnable.decay_mult
+        if decay and self.param.regularization_type == "L1":
+            blob = learnable.blob
+            w, g = self.engine.flat_views(blob.data_storage, blob.diff_storage)
+            g += np.sign(w) * w.dtype.type(decay / factor)
+            decay = 0.0
+        self._updates[index](rate * factor, rate * decay)

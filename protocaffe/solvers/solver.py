@@ -1,0 +1,373 @@
+"""The training loop: iterate, test, show, snapshot, stop."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from protocaffe.blob import Blob
+from protocaffe.engines import Engine, get_engine
+from protocaffe.errors import SolverError
+from protocaffe.log import log, number
+from protocaffe.net import LearnableParam, Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import format_text, read_solver
+from protocaffe.solvers.learning_rate import LearningRate
+from protocaffe.solvers.snapshot import (
+    check_writable,
+    find_model,
+    read_state,
+    snapshot_prefix,
+    write_state,
+)
+
+
+class Action(enum.Enum):
+    """What somebody outside asks of a running solver."""
+
+    NONE = "go on"
+    STOP = "stop after this iteration"
+    SNAPSHOT = "write a snapshot and go on"
+
+
+class Solver:
+    """Trains a net with the settings of a solver prototxt; children supply the update rule.
+
+    One iteration: clear the parameter diffs; test if ``test_interval`` divides ``iter``; run
+    ``iter_size`` times forward and backward, diffs adding up; show the loss; scale, regularise
+    and subtract the update; count; snapshot.
+
+    Args:
+        source: path of a solver prototxt, or a ``SolverParameter``.
+        engine: name of the engine, an engine, or None for the fastest that runs here.
+        path: for a ``SolverParameter``, the file it came from (names the snapshots).
+
+    Attributes:
+        param: the settings.
+        net: the training net.
+        test_nets: the test nets, which use the training net's weights.
+        iter: iterations done.
+        smoothed_loss: mean of the last ``average_loss`` losses.
+        history: what the update rule remembers, one blob per learnable parameter.
+        get_action: asked after every iteration; see :class:`Action`.
+
+    Raises:
+        SolverError: settings that contradict each other or miss something.
+        ProtocaffeError: a net, its data or its weights are wrong.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | caffe_pb2.SolverParameter,
+        *,
+        engine: str | Engine | None = None,
+        path: str | Path = "",
+    ) -> None:
+        if isinstance(source, caffe_pb2.SolverParameter):
+            self.param = source
+        else:
+            self.param, path = read_solver(source)[0], source
+        self.engine = get_engine(engine)
+        self._prefix = snapshot_prefix(self.param, str(path))
+        log.info("Initializing solver from parameters: \n%s", format_text(self.param))
+        self._check_settings()
+        self.learning_rate = LearningRate(self.param)
+        seed = self.param.random_seed
+        self._seeds = np.random.SeedSequence(seed if seed >= 0 else None)
+        self.net = self._train_net()
+        self.test_nets = self._test_nets()
+        for files in self.param.weights:
+            log.info("Finetuning from %s", files)
+            for file in files.split(","):
+                self.net.copy_from(file)
+        self.history = [Blob(p.blob.shape, self.net.dtype) for p in self.net.learnable]
+        self.iter = 0
+        self.smoothed_loss = 0.0
+        self.get_action: Callable[[], Action] = lambda: Action.NONE
+        self._losses: deque[float] = deque(maxlen=max(1, self.param.average_loss))
+        self._callbacks: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
+        self._stop_requested = False
+        self._shown = (time.perf_counter(), 0)
+        log.info("Solver scaffolding done.")
+
+    # -- training ------------------------------------------------------------------------
+
+    def solve(self, resume: str | Path | None = None) -> None:
+        """Train until ``max_iter``, from a snapshot if one is named."""
+        log.info("Solving %s", self.net.name)
+        log.info("Learning Rate Policy: %s", self.param.lr_policy)
+        if resume is not None:
+            log.info("Restoring previous solver status from %s", resume)
+            self.restore(resume)
+        start = self.iter
+        self._stop_requested = False
+        self.step(self.param.max_iter - self.iter)
+        fresh = self.param.snapshot and self.iter % self.param.snapshot == 0 and self.iter != start
+        if self.param.snapshot_after_train and not fresh:
+            self.snapshot()
+        if self._stop_requested:
+            log.info("Optimization stopped early.")
+            return
+        self._finish()
+        log.info("Optimization Done.")
+
+    def step(self, iterations: int) -> None:
+        """Run a number of iterations, fewer if a stop is asked for."""
+        stop = self.iter + iterations
+        self._losses.clear()
+        self._shown = (time.perf_counter(), self.iter)
+        while self.iter < stop and not self._stop_requested:
+            self._iterate()
+            self._answer_request()
+
+    def apply_update(self) -> None:
+        """Subtract the update of this iteration from every parameter, and show the rate."""
+        rate = self._rate()
+        factor = self._clip_factor()
+        for index, learnable in enumerate(self.net.learnable):
+            self.update_parameter(index, learnable, rate * learnable.lr_mult, factor)
+
+    def update_parameter(
+        self, index: int, learnable: LearnableParam, rate: float, factor: float
+    ) -> None:
+        """Update one parameter.
+
+        Args:
+            index: its place in ``net.learnable`` and ``history``.
+            learnable: the parameter.
+            rate: the learning rate with the parameter's own multiplier.
+            factor: what its accumulated diff is multiplied by first (clipping and 1/iter_size).
+        """
+        raise NotImplementedError
+
+    def add_callback(
+        self,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Have functions called before and after every iteration."""
+        self._callbacks.append((before, after))
+
+    def _iterate(self) -> None:
+        self.net.clear_param_diffs()
+        if self._is_due(self.param.test_interval) and (
+            self.iter > 0 or self.param.test_initialization
+        ):
+            self.test_all()
+        for before, _ in self._callbacks:
+            if before:
+                before()
+        loss = 0.0
+        for _ in range(self.param.iter_size):
+            loss += self.net.forward()
+            self.net.backward()
+        self._smooth(loss / self.param.iter_size)
+        if self._is_due(self.param.display):
+            self._show_loss()
+        self.apply_update()
+        self.iter += 1
+        for _, after in self._callbacks:
+            if after:
+                after()
+
+    def _answer_request(self) -> None:
+        action = self.get_action()
+        if self._is_due(self.param.snapshot) or action is Action.SNAPSHOT:
+            self.snapshot()
+        self._stop_requested = action is Action.STOP
+
+    def _finish(self) -> None:
+        """Show the final loss, by one more forward pass, and the final test."""
+        if self._is_due(self.param.display):
+            loss = self.net.forward()
+            self._smooth(loss)
+            log.info("Iteration %d, loss = %s", self.iter, number(self.smoothed_loss))
+        if self._is_due(self.param.test_interval):
+            self.test_all()
+
+    def _is_due(self, interval: int) -> bool:
+        return interval > 0 and self.iter % interval == 0
+
+    # -- the update ----------------------------------------------------------------------
+
+    def _rate(self) -> float:
+        step = self.learning_rate.current_step
+        rate = self.learning_rate(self.iter)
+        if self.learning_rate.current_step != step:
+            log.info(
+                "MultiStep Status: Iteration %d, step = %d",
+                *(self.iter, self.learning_rate.current_step),
+            )
+        if self._is_due(self.param.display):
+            log.info("Iteration %d, lr = %s", self.iter, number(rate))
+        return rate
+
+    def _clip_factor(self) -> float:
+        """What the accumulated diffs are multiplied by: clipping first, then 1 / iter_size."""
+        limit = self.param.clip_gradients
+        if limit < 0:
+            return 1 / self.param.iter_size
+        squares = 0.0
+        for learnable in self.net.learnable:
+            diff = self.engine.flat_views(learnable.blob.diff_storage)[0]
+            squares += float(np.dot(diff, diff))
+        norm = float(np.sqrt(squares))
+        if norm <= limit:
+            return 1 / self.param.iter_size
+        log.info(
+            "Gradient clipping: scaling down gradients (L2 norm %s > %s) by scale factor %s",
+            *(number(norm), number(limit), number(limit / norm)),
+        )
+        return limit / norm / self.param.iter_size
+
+    # -- testing and showing -------------------------------------------------------------
+
+    def test_all(self) -> None:
+        """Run every test net for its ``test_iter`` batches and show the mean outputs."""
+        for index in range(len(self.test_nets)):
+            self._test(index)
+
+    def _test(self, index: int) -> None:
+        log.info("Iteration %d, Testing net (#%d)", self.iter, index)
+        net, batches = self.test_nets[index], self.param.test_iter[index]
+        sums: list[np.ndarray] = []
+        loss = 0.0
+        for _ in range(batches):
+            loss += net.forward()
+            outputs = [net.blobs[name].data.ravel().astype(np.float64) for name in net.outputs]
+            sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else outputs
+        if self.param.test_compute_loss:
+            log.info("Test loss: %s", number(loss / batches))
+        self._show_outputs("Test", net, [each / batches for each in sums])
+
+    def _smooth(self, loss: float) -> None:
+        self._losses.append(loss)
+        self.smoothed_loss = sum(self._losses) / len(self._losses)
+
+    def _show_loss(self) -> None:
+        now = time.perf_counter()
+        then, iteration = self._shown
+        self._shown = (now, self.iter)
+        seconds, done = now - then, self.iter - iteration
+        log.info(
+            "Iteration %d (%s iter/s, %ss/%d iters), loss = %s",
+            *(self.iter, number(done / seconds if seconds else 0), number(round(seconds, 3))),
+            *(self.param.display, number(self.smoothed_loss)),
+        )
+        values = [self.net.blobs[name].data.ravel() for name in self.net.outputs]
+        self._show_outputs("Train", self.net, values)
+
+    @staticmethod
+    def _show_outputs(phase: str, net: Net, outputs: Sequence[np.ndarray]) -> None:
+        place = 0
+        for name, values in zip(net.outputs, outputs, strict=True):
+            weight = net.blob_loss_weights[name]
+            for value in values:
+                weighted = ""
+                if weight:
+                    weighted = f" (* {number(weight)} = {number(weight * value)} loss)"
+                log.info(
+                    "    %s net output #%d: %s = %s%s",
+                    *(phase, place, name, number(float(value)), weighted),
+                )
+                place += 1
+
+    # -- snapshots -----------------------------------------------------------------------
+
+    def snapshot(self) -> None:
+        """Write ``<prefix>_iter_<N>.caffemodel`` and ``.solverstate``, each all or nothing."""
+        model = f"{self._prefix}_iter_{self.iter}.caffemodel"
+        log.info("Snapshotting to binary proto file %s", model)
+        self.net.save(model, diff=self.param.snapshot_diff)
+        state = f"{self._prefix}_iter_{self.iter}.solverstate"
+        log.info("Snapshotting solver state to binary proto file %s", state)
+        write_state(state, self.iter, model, self.learning_rate.current_step, self.history)
+
+    def restore(self, path: str | Path) -> None:
+        """Go on from a ``.solverstate`` and the model it names.
+
+        Raises:
+            FileError: one of the two is missing or damaged.
+            WeightsError: they do not fit this solver.
+        """
+        state = read_state(str(path), self.history)
+        self.net.copy_from(find_model(state.learned_net, str(path)))
+        self.iter = state.iter
+        self.learning_rate.current_step = state.current_step
+
+    # -- building ------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        param = self.param
+        if param.iter_size < 1:
+            raise SolverError(f"iter_size must be at least 1, got {param.iter_size}")
+        if param.average_loss < 1:
+            raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
+        if param.regularization_type not in ("L1", "L2"):
+            raise SolverError(
+                f"regularization_type is L1 or L2, not '{param.regularization_type}'"
+            )
+        if param.snapshot and param.snapshot_format != caffe_pb2.SolverParameter.BINARYPROTO:
+            raise SolverError("snapshot_format HDF5 is not available yet; use BINARYPROTO")
+        if param.snapshot:
+            check_writable(self._prefix)
+
+    def _train_net(self) -> Net:
+        param = self.param
+        fields = ("net", "net_param", "train_net", "train_net_param")
+        given = [field for field in fields if param.HasField(field)]  # type: ignore[arg-type]
+        if len(given) != 1:
+            raise SolverError(
+                f"exactly one of {', '.join(fields)} must name the training net; "
+                + (f"{' and '.join(given)} are given" if given else "none is given")
+            )
+        source = getattr(param, given[0])
+        if isinstance(source, str):
+            log.info("Creating training net from %s file: %s", given[0], source)
+        else:
+            log.info("Creating training net specified in %s.", given[0])
+        return self._make_net(source, caffe_pb2.TRAIN, param.train_state, None)
+
+    def _test_nets(self) -> list[Net]:
+        param = self.param
+        sources: list[str | caffe_pb2.NetParameter] = [*param.test_net_param, *param.test_net]
+        generic = [getattr(param, f) for f in ("net_param", "net") if param.HasField(f)]  # type: ignore[arg-type]
+        wanted = len(param.test_iter)
+        if len(sources) > wanted or (len(sources) < wanted and not generic):
+            raise SolverError(
+                f"test_iter must be given once per test net: {wanted} test_iter for "
+                f"{len(sources)} test net(s)"
+            )
+        sources += generic[:1] * (wanted - len(sources))
+        if sources and param.test_interval <= 0:
+            raise SolverError("there are test nets, so test_interval must be positive")
+        if param.test_state and len(param.test_state) != len(sources):
+            raise SolverError(
+                f"test_state must be given once per test net or not at all: "
+                f"{len(param.test_state)} for {len(sources)} test net(s)"
+            )
+        return [self._test_net(index, source) for index, source in enumerate(sources)]
+
+    def _test_net(self, index: int, source: str | caffe_pb2.NetParameter) -> Net:
+        kind = f"net file: {source}" if isinstance(source, str) else "net_param"
+        log.info("Creating test net (#%d) specified by %s", index, kind)
+        states = self.param.test_state
+        state = states[index] if states else caffe_pb2.NetState()
+        return self._make_net(source, caffe_pb2.TEST, state, self.net)
+
+    def _make_net(
+        self,
+        source: str | caffe_pb2.NetParameter,
+        phase: int,
+        state: caffe_pb2.NetState,
+        shared: Net | None,
+    ) -> Net:
+        (seed,) = self._seeds.spawn(1)
+        return Net(
+            source, phase, state=state, engine=self.engine, seed=seed, shared=shared
+        )
