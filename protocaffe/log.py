@@ -44,7 +44,7 @@ def init_log(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     Calling it again only changes the stream and the level.
 
     Args:
-        stream: where to; ``sys.stderr`` unless told otherwise.
+        stream: where to; None for what ``sys.stderr`` is at that moment.
         level: the lowest level of Python's ``logging`` that is written.
     """
     log.setLevel(level)
@@ -53,7 +53,7 @@ def init_log(stream: TextIO | None = None, level: int = logging.INFO) -> None:
         handler = _GlogHandler()
         handler.setFormatter(_GlogFormatter())
         log.addHandler(handler)
-    handler.setStream(stream if stream is not None else sys.stderr)
+    handler.target = stream
 
 
 @contextmanager
@@ -89,10 +89,12 @@ class _GlogFormatter(logging.Formatter):
 class _GlogHandler(_TextStreamHandler):
     """Writes to a stream, or above the live display of a console while there is one."""
 
+    target: TextIO | None = None
     console: Console | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.console is None:
+            self.stream = self.target if self.target is not None else sys.stderr
             super().emit(record)
         else:
             self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)

@@ -62,6 +62,14 @@ def test_a_second_init_moves_the_log_and_does_not_double_it(lines):
     assert other.getvalue().count("once") == 1
 
 
+def test_stderr_is_looked_up_when_a_line_is_written(lines, monkeypatch):
+    init_log()
+    replaced = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", replaced)
+    log.info("here")
+    assert "here" in replaced.getvalue()
+
+
 def test_lower_levels_are_left_out(lines):
     log.debug("too small to say")
     init_log(lines, level=logging.ERROR)

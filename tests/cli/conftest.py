@@ -1,0 +1,26 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def run_protocaffe(tmp_path):
+    """Call ``python -m protocaffe`` in a folder; give back the finished process."""
+
+    def run(*words, cwd=tmp_path, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "protocaffe", *map(str, words)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "COLUMNS": "100"},
+            **options,
+        )
+
+    return run
