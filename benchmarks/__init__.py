@@ -1,0 +1,1 @@
+"""What protocaffe is measured with; see README.md."""

@@ -1,0 +1,85 @@
+"""The half of a comparison that runs in a process of its own and takes orders over pipes.
+
+Orders come as lines of JSON on standard input, ``{"do": "time", ...}``; each is answered by one
+line of JSON on standard output, ``{"result": ...}`` or ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, Protocol
+
+PARTS = ("forward", "backward", "update", "step")
+"""What is timed; ``step`` is the three others in one go."""
+
+
+class Trainer(Protocol):
+    """A net with its solver and one batch of data."""
+
+    def forward(self) -> float:
+        """Compute the loss."""
+
+    def backward(self) -> None:
+        """Compute all gradients of the last ``forward``."""
+
+    def update(self) -> None:
+        """Change the weights by those gradients."""
+
+    def step(self) -> None:
+        """All three, as a user's training loop does them."""
+
+
+def time_trainer(trainer: Trainer, iterations: int) -> dict[str, list[float]]:
+    """Return the milliseconds that each part took, ``iterations`` times.
+
+    One step goes ahead untimed: it wakes the threads and brings the weights back to the cache.
+    """
+    trainer.step()
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    for _ in range(iterations):
+        for part in PARTS[:3]:
+            times[part].append(milliseconds(getattr(trainer, part)))
+    for _ in range(iterations):
+        times["step"].append(milliseconds(trainer.step))
+    return times
+
+
+def milliseconds(action: Callable[[], Any]) -> float:
+    """Return how long the action takes."""
+    start = perf_counter()
+    action()
+    return (perf_counter() - start) * 1000
+
+
+def first_losses(trainer: Trainer) -> list[float]:
+    """Return the loss before and after one update: the second tells that gradients agree."""
+    before = trainer.forward()
+    trainer.backward()
+    trainer.update()
+    return [before, trainer.forward()]
+
+
+def serve(
+    actions: Mapping[str, Callable[..., Any]], refusals: tuple[type[Exception], ...]
+) -> None:
+    """Carry out orders until standard input ends.
+
+    Args:
+        actions: what may be ordered; called with the order's other fields.
+        refusals: exceptions whose message goes back to the parent; others end the process.
+    """
+    # Whatever a library prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        action = actions[order.pop("do")]
+        try:
+            answer = {"result": action(**order)}
+        except refusals as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
