@@ -1,0 +1,42 @@
+"""One layer of a net's graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocaffe.errors import NetError
+from protocaffe.proto.caffe_pb2 import LayerParameter
+
+
+@dataclass
+class Node:
+    """A layer and the names of the blobs it reads and writes.
+
+    Attributes:
+        param: the layer's message, a copy that belongs to the graph.
+        bottoms: what it reads.
+        tops: what it writes.
+        where: ``file:line`` of the layer, or an empty string.
+    """
+
+    param: LayerParameter
+    bottoms: list[str]
+    tops: list[str]
+    where: str
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.param.name
+
+    def writes_in_place(self, top: int) -> bool:
+        """Whether the top is the same blob as the bottom of that index."""
+        return top < len(self.bottoms) and self.tops[top] == self.bottoms[top]
+
+    def error(self, message: str) -> NetError:
+        """Return an error that names this layer and where it stands."""
+        place = f"{self.where}: " if self.where else ""
+        return NetError(f"{place}layer '{self.name}' ({self.param.type}): {message}")
+
+    def __str__(self) -> str:
+        return f"layer '{self.name}'" + (f" ({self.where})" if self.where else "")
