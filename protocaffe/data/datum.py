@@ -1,0 +1,121 @@
+"""Datums: one image, or any (channels, height, width) array, with its label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from protocaffe.data.database import Record
+from protocaffe.errors import DataError
+from protocaffe.proto import caffe_pb2
+
+Array = npt.NDArray[Any]
+Image = npt.NDArray[np.uint8]
+
+
+def parse_datum(value: bytes) -> caffe_pb2.Datum:
+    """Return the Datum that a database record holds.
+
+    Raises:
+        DataError: the bytes are no Datum.
+    """
+    try:
+        return caffe_pb2.Datum.FromString(value)
+    except DecodeError as error:
+        raise DataError(f"not a Datum message: {error}") from error
+
+
+def datum_array(datum: caffe_pb2.Datum, color: bool | None = None) -> Array:
+    """Return a datum's values, shape (channels, height, width).
+
+    Pixels come as uint8 in BGR order; ``float_data``, which counts where ``data`` is empty, as
+    float32.
+
+    Args:
+        datum: raw, or with an encoded image in its ``data``.
+        color: True decodes an encoded image to three channels, False to one, None to those it
+            has. Raw datums are returned as they are.
+
+    Raises:
+        DataError: the image cannot be decoded, or the number of values does not fit the sizes.
+    """
+    if datum.encoded:
+        return planar(_decode_datum(datum.data, color))
+    values: Array
+    if datum.data:
+        values = np.frombuffer(datum.data, np.uint8)
+    else:
+        values = np.array(datum.float_data, np.float32)
+    shape = datum.channels, datum.height, datum.width
+    if min(shape) < 1 or values.size != shape[0] * shape[1] * shape[2]:
+        c, h, w = shape
+        raise DataError(
+            f"a datum of {c} channel(s), height {h} and width {w} needs {c * h * w} values; "
+            f"this one has {values.size}"
+        )
+    return values.reshape(shape)
+
+
+def read_record(
+    record: Record, source: str, color: bool | None = None
+) -> tuple[caffe_pb2.Datum, Array]:
+    """Return a database record's datum and its values, as :func:`datum_array` gives them.
+
+    Raises:
+        DataError: the record cannot be used; the message has its key and the source.
+    """
+    try:
+        datum = parse_datum(record[1])
+        return datum, datum_array(datum, color)
+    except DataError as error:
+        raise record_error(record, source, str(error)) from None
+
+
+def record_error(record: Record, source: str, message: str) -> DataError:
+    """Return an error that names the record's key and the database it comes from."""
+    key = record[0].decode(errors="backslashreplace")
+    return DataError(f"record '{key}' of '{source}': {message}")
+
+
+def decode_image(content: bytes, color: bool | None) -> Image | None:
+    """Decode an image file's bytes with OpenCV.
+
+    Args:
+        content: a whole jpg, png or other file that OpenCV reads.
+        color: True for three channels (BGR), False for one, None for those the file has.
+
+    Returns:
+        Pixels of shape (height, width) or (height, width, channels), or None if the bytes are
+        no image.
+
+    The gray pixels of a jpg are its own luma plane, not a mean of the decoded colours.
+    """
+    import cv2
+
+    if not content:
+        return None
+    flags = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags[color])  # type: ignore[return-value]
+    except cv2.error:
+        return None
+
+
+def planar(image: Image) -> Image:
+    """Return (height, width[, channels]) pixels as a view of shape (channels, height, width)."""
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def _decode_datum(content: bytes, color: bool | None) -> Image:
+    image = decode_image(content, color)
+    if image is None:
+        raise DataError(f"its {len(content)} bytes of encoded data are no image OpenCV can read")
+    if image.dtype != np.uint8:
+        raise DataError(
+            f"its encoded image has {image.dtype} pixels, but only 8 bits per channel are "
+            f"supported; convert the images again, or use force_color or force_gray"
+        )
+    return image

@@ -1,0 +1,245 @@
+"""Databases built for writing: out of sight until they are complete.
+
+A writer fills a folder beside the final one, named ``NAME.partial-...``, and renames it at the
+end. So the final name holds either a whole database or what was there before, whatever happens
+in between. The folder of a writer that was killed is removed by the next one of that name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from protocaffe.data.database import Record, import_plyvel
+from protocaffe.errors import DataError
+from protocaffe.log import log
+
+COMMIT_EVERY = 1000
+"""Records per transaction."""
+
+
+class DatabaseWriter(ABC):
+    """A new database; use it in a ``with`` statement, which finishes or forgets it.
+
+    Args:
+        path: the folder to make.
+        force: whether to replace what is there already.
+
+    Raises:
+        DataError: there is something at ``path`` already, or the folder cannot be made.
+    """
+
+    backend: ClassVar[str]
+    max_key_size: ClassVar[int | None] = None
+
+    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        self.path = os.fspath(path).rstrip("/")
+        self.force = force
+        if os.path.lexists(self.path) and not force:
+            raise DataError(
+                f"'{self.path}' exists already; remove it, choose another name, or overwrite it "
+                f"with force (--force on the command line)"
+            )
+        self._remove_leftovers()
+        self._pending: list[Record] = []
+        self._handle: Any = None
+        self._folder, self._lock = self._make_folder()
+        try:
+            self._handle = self._create(self._folder)
+        except BaseException:
+            self.abort()
+            raise
+        log.info("Opened %s %s", self.backend, self.path)
+
+    def __enter__(self) -> DatabaseWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.commit()
+            self._close()
+            self._rename()
+        except BaseException:
+            self.abort()
+            raise
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add a record; every 1000 records are written together."""
+        if self.max_key_size is not None and not 0 < len(key) <= self.max_key_size:
+            raise DataError(
+                f"key {key.decode(errors='replace')!r} has {len(key)} bytes; "
+                f"{self.backend} takes 1 to {self.max_key_size}"
+            )
+        self._pending.append((key, value))
+        if len(self._pending) == COMMIT_EVERY:
+            self.commit()
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Put a file of that name beside the database's own."""
+        with open(os.path.join(self._folder, name), "wb") as file:
+            file.write(content)
+
+    def commit(self) -> None:
+        """Write the records that wait."""
+        if self._pending:
+            self._write(self._pending)
+            self._pending.clear()
+
+    def abort(self) -> None:
+        """Remove what was written so far; the final name is not touched."""
+        self._pending.clear()
+        self._close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._unlock()
+
+    @abstractmethod
+    def _create(self, folder: str) -> Any:
+        """Make an empty database in the folder and return the library's handle of it."""
+
+    @abstractmethod
+    def _write(self, records: Sequence[Record]) -> None:
+        """Write the records durably or raise DataError."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Bring everything to the disk and close the handle; nothing if it is closed."""
+
+    def _make_folder(self) -> tuple[str, int]:
+        folder = f"{self.path}.partial-{os.getpid()}"
+        try:
+            os.mkdir(folder)
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process dies
+        except OSError as error:
+            raise DataError(
+                f"database '{self.path}' cannot be made: {error.strerror} ('{folder}')"
+            ) from error
+        return folder, lock
+
+    def _remove_leftovers(self) -> None:
+        for folder in glob.glob(f"{glob.escape(self.path)}.partial-*"):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # another writer is at work there
+            finally:
+                os.close(lock)
+            log.warning("Removing %s, left behind by an interrupted run", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _rename(self) -> None:
+        old = f"{self._folder}-old"
+        try:
+            if self.force and os.path.lexists(self.path):
+                os.rename(self.path, old)
+            os.rename(self._folder, self.path)
+            if os.path.isdir(old) and not os.path.islink(old):
+                shutil.rmtree(old)
+            elif os.path.lexists(old):
+                os.remove(old)
+        except OSError as error:
+            raise DataError(
+                f"database '{self.path}' cannot be put in place: {error.strerror}"
+            ) from error
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+class LmdbWriter(DatabaseWriter):
+    """A new LMDB database; the map grows by itself, and no ``lock.mdb`` stays behind."""
+
+    backend = "lmdb"
+    max_key_size = 511
+
+    _last_key = b""
+
+    def _create(self, folder: str) -> Any:
+        import lmdb
+
+        try:
+            # Nobody else knows the folder yet: no locks, and the disk need not be waited for.
+            return lmdb.open(folder, map_size=1 << 26, lock=False, sync=False, mode=0o644)
+        except lmdb.Error as error:
+            raise DataError(f"database '{self.path}' cannot be made: {error}") from error
+
+    def _write(self, records: Sequence[Record]) -> None:
+        import lmdb
+
+        keys = [self._last_key, *(key for key, _ in records)]
+        ascending = all(a < b for a, b in pairwise(keys))
+        self._last_key = max(keys)
+        while True:
+            try:
+                with self._handle.begin(write=True) as transaction:
+                    transaction.cursor().putmulti(records, append=ascending)
+                return
+            except lmdb.MapFullError:
+                self._handle.set_mapsize(2 * self._handle.info()["map_size"])
+            except lmdb.Error as error:
+                raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+
+    def _close(self) -> None:
+        import lmdb
+
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        try:
+            handle.sync(True)
+        except lmdb.Error as error:
+            raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+        finally:
+            handle.close()
+
+
+class LevelDbWriter(DatabaseWriter):
+    """A new LevelDB database, written with plyvel."""
+
+    backend = "leveldb"
+
+    def _create(self, folder: str) -> Any:
+        plyvel = import_plyvel()
+        try:
+            return plyvel.DB(folder, create_if_missing=True)
+        except plyvel.Error as error:
+            raise DataError(f"database '{self.path}' cannot be made: {error}") from error
+
+    def _write(self, records: Sequence[Record]) -> None:
+        plyvel = import_plyvel()
+        try:
+            with self._handle.write_batch() as batch:
+                for key, value in records:
+                    batch.put(key, value)
+        except plyvel.Error as error:
+            raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+
+WRITERS: dict[str, type[DatabaseWriter]] = {
+    kind.backend: kind for kind in (LmdbWriter, LevelDbWriter)
+}
+
+
+def create_database(
+    path: str | os.PathLike[str], backend: str = "lmdb", *, force: bool = False
+) -> DatabaseWriter:
+    """Return a writer for a new database; ``backend`` is ``lmdb`` or ``leveldb``."""
+    return WRITERS[backend](path, force=force)
