@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +25,10 @@ def run_protocaffe(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def digit_folder(tmp_path):
+    """The folder in which Caffe wrote the recorded logs: solver, net, snapshots, database."""
+    shutil.copytree(GOLDEN / "data" / "dbs", tmp_path / "data" / "dbs")
+    return Path(shutil.copytree(GOLDEN / "train_log", tmp_path / "train_log"))
