@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from benchmarks import compare_torch
+from benchmarks.compare_torch import (
+    BenchmarkError,
+    Result,
+    Worker,
+    check_losses,
+    fitting_iterations,
+    main,
+    paired_ratio,
+    table,
+)
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+
+
+def times(*steps):
+    """Return the times of one turn: parts of 1, 2 and 0.5 ms and the given whole steps."""
+    return {"forward": [1.0], "backward": [2.0], "update": [0.5], "step": list(steps)}
+
+
+def test_equal_losses_pass_and_are_printed(capsys):
+    check_losses({"protocaffe": [6.9, 6.8], "torch contiguous": [6.9003, 6.805]})
+    assert "6.900300, after one update 6.805000: torch contiguous" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("losses", [[6.901, 6.8], [6.9, 6.81], [float("nan"), 6.8]])
+def test_different_losses_are_refused(losses):
+    with pytest.raises(BenchmarkError, match="nothing was timed: torch contiguous"):
+        check_losses({"protocaffe": [6.9, 6.8], "torch contiguous": losses})
+
+
+def test_the_paired_ratio_forgives_a_slow_round():
+    ours = [times(1.0), times(10.0), times(1.0)]
+    theirs = [times(2.0), times(20.0), times(2.0)]
+    assert paired_ratio(theirs, ours, "step") == 2
+
+
+@pytest.mark.parametrize(("step", "iterations"), [(0.5, 100), (100.0, 10), (5000.0, 3)])
+def test_a_turn_lasts_about_a_second(step, iterations):
+    assert fitting_iterations([times(step), times(2 * step)]) == iterations
+
+
+def test_the_table_shows_the_best_variant_and_names_the_others():
+    result = Result(
+        net="lenet",
+        batch=64,
+        parameters=431_080,
+        threads=2,
+        iterations=3,
+        loss={},
+        protocaffe=[times(4.0, 5.0, 6.0)],
+        torch={"contiguous": [times(12.0, 12.0, 12.0)], "channels_last": [times(8.0, 10.0, 12.0)]},
+        about={each: {"torch": "2.13.0", "optimizer": "fused"} for each in compare_torch.LAYOUTS},
+    )
+    lines = table(result).splitlines()
+    assert result.best == "channels_last"
+    assert lines[1].strip() == "PyTorch 2.13.0 at its best: channels_last, fused SGD"
+    assert lines[-3].split() == ["step", "4.00", "5.00", "8.00", "10.00", "2.00x", "2.00x"]
+    assert lines[-1].endswith("contiguous 12.00")
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path, monkeypatch):
+    (tmp_path / "dying.py").write_text("input()\nraise SystemExit(7)\n")
+    monkeypatch.setattr(compare_torch, "ROOT", tmp_path)
+    worker = Worker("dying", [], threads=1)
+    try:
+        with pytest.raises(BenchmarkError, match=r"dying ended with exit code 7.*'time'"):
+            worker.ask("time")
+    finally:
+        worker.close()
+
+
+def test_a_worker_is_stopped_between_questions(tmp_path, monkeypatch):
+    (tmp_path / "echo.py").write_text(
+        "import json\nwhile True: print(json.dumps({'result': json.loads(input())}), flush=True)\n"
+    )
+    monkeypatch.setattr(compare_torch, "ROOT", tmp_path)
+    worker = Worker("echo", [], threads=1)
+    try:
+        for number in (1, 2):
+            assert worker.ask("count", number=number) == {"do": "count", "number": number}
+            state = subprocess.run(
+                ["ps", "-o", "state=", "-p", str(worker.process.pid)],
+                capture_output=True, text=True, check=True,
+            )
+            assert state.stdout.strip() == "T"
+    finally:
+        worker.close()
+
+
+@needs_torch
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_a_comparison_from_end_to_end(tmp_path, capsys, engine):
+    out = tmp_path / "result.json"
+    arguments = ["lenet", "--batch", "2", "--threads", "1", "--rounds", "2", "--iterations", "1"]
+    arguments += ["--json", str(out), *(["--engine", engine] if engine else [])]
+    assert main(arguments) == 0
+    assert "PyTorch / protocaffe" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    (result,) = content["results"]
+    assert (result["batch"], result["parameters"]) == (2, 431_080)
+    for rounds in (result["protocaffe"], *result["torch"].values()):
+        assert len(rounds) == 2
+        assert all(len(values) == 1 and values[0] > 0 for t in rounds for values in t.values())
+
+
+@needs_torch
+def test_a_net_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    net = tmp_path / "net.prototxt"
+    net.write_text('layer { nane: "x" }')
+    assert main([str(net)]) == 1
+    assert f"{net}:1:9" in capsys.readouterr().err
+
+
+def test_without_pytorch_the_way_out_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(compare_torch, "find_spec", lambda name: None)
+    assert main(["lenet"]) == 1
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_help_runs_without_the_engine_room():
+    command = [sys.executable, "-m", "benchmarks.compare_torch", "--help"]
+    done = subprocess.run(command, cwd=compare_torch.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "caffenet" in done.stdout
