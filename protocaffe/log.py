@@ -97,7 +97,9 @@ class _GlogHandler(_TextStreamHandler):
             self.stream = self.target if self.target is not None else sys.stderr
             super().emit(record)
         else:
-            self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+            from rich.text import Text
+
+            self.console.print(Text(self.format(record)), soft_wrap=True)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if isinstance(sys.exc_info()[1], BrokenPipeError):

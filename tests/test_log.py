@@ -91,9 +91,9 @@ def test_lines_go_above_a_live_display(lines):
     console = Console(file=terminal, force_terminal=True, width=40)
     long = "x" * 100
     with log_above(console):
-        log.info("[bold]not markup[/bold] %s", long)
+        log.info("[bold]not markup[/bold] :smile: %s", long)
     log.info("afterwards")
-    assert "[bold]not markup[/bold] " + long in terminal.getvalue()
+    assert "[bold]not markup[/bold] :smile: " + long in terminal.getvalue()
     assert "afterwards" not in terminal.getvalue()
     assert "afterwards" in lines.getvalue()
     assert long not in lines.getvalue()
