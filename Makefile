@@ -1,6 +1,7 @@
 # make demo    train a small net on handwritten digits and print its accuracy
 # make test    run the tests
 # make lint    check style and types
+# make proto   compile proto/caffe.proto after a change
 # make bench   measure speed (needs some GB for the other frameworks)
 #
 # Everything happens in .venv; PYTHON=python3.12 picks another interpreter.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := build/digits
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint proto bench clean
 
 demo: .venv/demo
 	$(BIN)/python scripts/make_digits.py $(DIGITS)
@@ -32,6 +33,9 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+proto: .venv/dev
+	$(BIN)/python proto/compile.py
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks

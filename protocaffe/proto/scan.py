@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
     field: str
     start: int
-    """Offset of the field's name, or of the brace for the later blocks of a list."""
+    """Offset of the field's name, or of the brace where the block is one of a list."""
     in_list: bool
 
 
@@ -56,11 +56,10 @@ def walk(text: str) -> Iterator[Step]:
         if kind == "word" and not (expect_value or in_list):
             field, field_start = token, start
         elif token in ("{", "<"):
-            blocks = (*blocks, Block(field, field_start, in_list))
+            blocks = (*blocks, Block(field, start if in_list else field_start, in_list))
             field, in_list = "", False
         elif token in ("}", ">") and blocks:
             field, in_list = blocks[-1].field, blocks[-1].in_list
-            field_start = match.end()
             blocks = blocks[:-1]
         elif token in ("[", "]"):
             in_list = token == "["
