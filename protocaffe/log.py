@@ -83,7 +83,8 @@ class _GlogFormatter(logging.Formatter):
         micros = int(record.created % 1 * 1e6)
         where = f"{record.filename}:{record.lineno}"
         thread = threading.get_native_id()
-        return f"{letter}{moment}.{micros:06d} {thread:5d} {where}] {record.getMessage()}"
+        message = record.getMessage().removesuffix("\n")
+        return f"{letter}{moment}.{micros:06d} {thread:5d} {where}] {message}"
 
 
 class _GlogHandler(_TextStreamHandler):

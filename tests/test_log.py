@@ -48,7 +48,7 @@ def test_prefix_is_glogs(lines, level, letter):
 
 
 def test_only_the_first_line_has_the_prefix(lines):
-    log.info("Initializing net from parameters: \nname: 'x'\nlayer {")
+    log.info("Initializing net from parameters: \nname: 'x'\nlayer {\n")
     first, *rest = lines.getvalue().splitlines()
     assert PREFIX.match(first)["message"] == "Initializing net from parameters: "
     assert rest == ["name: 'x'", "layer {"]

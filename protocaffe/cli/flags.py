@@ -102,7 +102,11 @@ class _Parser(argparse.ArgumentParser):
             )
 
     def canonical(self, argv: Sequence[str]) -> list[str]:
-        """Return the words with every flag as ``--name=value``, which argparse cannot misread."""
+        """Return flags as ``--name=value``, then the other words: argparse cannot misread that.
+
+        Between flags it would take an optional word for missing too soon.
+        """
+        flags: list[str] = []
         words: list[str] = []
         left = list(argv)
         while left:
@@ -118,10 +122,12 @@ class _Parser(argparse.ArgumentParser):
                 value = "=true"
             elif not value and name[:2] == "no" and name[2:] in self.switches:
                 name, value = name[2:], "=false"
-            elif not value and name in self.valued and left and not FLAG.fullmatch(left[0]):
+            elif not value and name in self.valued:
+                if not left or FLAG.fullmatch(left[0]):
+                    self.error(f"--{name}: expected a value")
                 value = f"={left.pop(0)}"
-            words.append(f"--{name}{value}")
-        return words
+            flags.append(f"--{name}{value}")
+        return flags + words
 
     def spellings(self) -> list[str]:
         """Return the flags as they are written on a command line."""

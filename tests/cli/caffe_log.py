@@ -5,6 +5,8 @@ import re
 PREFIX = re.compile(
     r"^[IWEF](?:\d{4})?\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [\w.]+:\d+\] (?P<message>.*)$"
 )
+UNPLACED = ("Restarting data prefetching", "Creating layer ", "Opened ")
+"""Lines whose place among the others depends on threads, or on what layers are made of inside."""
 BEFORE_VALUES = "= |loss: |Loss: |time: |ward: |pass: |Backward: |Time: "
 ITERATION = re.compile(r"Iteration (\d+)")
 RATE = re.compile(r"lr = ([\d.eE+-]+)")
@@ -20,12 +22,14 @@ def messages(log):
             found.append(match["message"])
         else:
             found[-1] += f"\n{line}"
-    return [each for each in found if "Restarting data prefetching" not in each]
+    return [each for each in found if not each.startswith(UNPLACED)]
 
 
 def kind(message):
     """The message without the numbers that differ from run to run."""
     message = re.sub(r"\(\S+ iter/s, \S+s/(\d+) iters\)", r"(speed over \1)", message)
+    if message.startswith("Initializing net"):
+        return message.partition("\n")[0]
     if "lr = " in message or "\n" in message:
         return message
     return re.sub(rf"({BEFORE_VALUES})[-\d.e+]+", r"\1#", message)

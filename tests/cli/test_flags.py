@@ -61,6 +61,11 @@ def test_a_switch_leaves_the_next_word_alone():
     assert (values.shuffle, values.root, values.out) == (True, "ROOT", "OUT")
 
 
+def test_flags_may_stand_between_the_words():
+    values = parse("protocaffe try", "Try things.", FLAGS, ["ROOT", "--iterations", "3", "OUT"])
+    assert (values.root, values.out, values.iterations) == ("ROOT", "OUT", 3)
+
+
 def test_defaults_and_types():
     values = flags()
     assert values.model == ""
@@ -94,7 +99,8 @@ def test_the_last_one_counts():
         (["--nomodel"], "unknown flag --nomodel"),
         (["--iterations=many"], "--iterations: invalid int value: 'many'"),
         (["--iterations=0"], "--iterations: must be at least 1, got 0"),
-        (["--iterations"], "--iterations: expected one argument"),
+        (["--iterations"], "--iterations: expected a value"),
+        (["--iterations", "--shuffle"], "--iterations: expected a value"),
         (["--shuffle=perhaps"], "--shuffle: expected true or false, got 'perhaps'"),
         (["--sigint_effect=jump"], "--sigint_effect: invalid choice: 'jump'"),
         (["OUT", "MORE"], "'MORE' is one word too many"),
