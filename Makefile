@@ -14,10 +14,8 @@ DIGITS := build/digits
 
 demo: .venv/demo
 	$(BIN)/python scripts/make_digits.py $(DIGITS)
-	$(BIN)/protocaffe convert_imageset --gray --force \
-		$(DIGITS)/train/ $(DIGITS)/train.txt models/digits/train_lmdb
-	$(BIN)/protocaffe convert_imageset --gray --force \
-		$(DIGITS)/test/ $(DIGITS)/test.txt models/digits/test_lmdb
+	$(BIN)/protocaffe convert_imageset --gray --shuffle --force $(DIGITS)/train models/digits/train_lmdb
+	$(BIN)/protocaffe convert_imageset --gray --shuffle --force $(DIGITS)/test models/digits/test_lmdb
 	$(BIN)/protocaffe train --solver=models/digits/solver.prototxt
 	$(BIN)/protocaffe test --model=models/digits/train_val.prototxt \
 		--weights=models/digits/digits_iter_600.caffemodel --iterations=4 2>&1 \

@@ -138,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}\n'{self.prog} --help' lists what it takes.")
 
     def format_help(self) -> str:
-        words = [flag.name.upper() for flag in self.flags if flag.positional]
+        words = [_spelling(flag) for flag in self.flags if flag.positional]
         usage = " ".join([self.prog, *words, "[flags]"])
         rows = [(_spelling(flag), _explanation(flag)) for flag in self.flags]
         rows.append(("--help", "print this"))
@@ -176,7 +176,7 @@ def _switch(text: str) -> bool:
 
 def _spelling(flag: Flag) -> str:
     if flag.positional:
-        return flag.name.upper()
+        return flag.name.upper() if flag.required else f"[{flag.name.upper()}]"
     if isinstance(flag.default, bool):
         return f"--[no]{flag.name}"
     if flag.choices:

@@ -124,7 +124,7 @@ def test_help_is_plain_and_complete(word, capsys):
         flags(word)
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: protocaffe try ROOT OUT [flags]\n\nTry things.\n")
+    assert text.startswith("usage: protocaffe try ROOT [OUT] [flags]\n\nTry things.\n")
     assert "how many (default: 50)" in text
     assert "--[no]shuffle" in text
     assert "--sigint_effect=stop|none" in text

@@ -225,7 +225,7 @@ def long_run(digit_folder):
             stderr=log,
         )
         processes.append((process, log))
-        wait_for(lambda: "Iteration 0, lr" in (digit_folder / "run.log").read_text())
+        wait_for(process, digit_folder / "run.log", "Iteration 0, lr")
         return process
 
     yield start
@@ -235,10 +235,12 @@ def long_run(digit_folder):
         log.close()
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
+def wait_for(process, log, text):
+    """Wait until the running process has logged the text."""
+    deadline = time.monotonic() + 60
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
 
 
@@ -255,7 +257,7 @@ def test_an_interrupt_stops_with_a_snapshot(long_run, digit_folder):
 def test_a_hangup_writes_a_snapshot_and_goes_on(long_run, digit_folder):
     process = long_run()
     process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "Snapshotting solver state" in (digit_folder / "run.log").read_text())
+    wait_for(process, digit_folder / "run.log", "Snapshotting solver state")
     assert process.poll() is None
 
 
