@@ -99,7 +99,7 @@ class Mistakes:
     @staticmethod
     def field(folder):
         replace(folder / "net.prototxt", "num_output: 6", "num_ouput: 6")
-        return ["net.prototxt:28:", "num_ouput", "did you mean 'num_output'?"]
+        return ["net.prototxt:27:", "num_ouput", "did you mean 'num_output'?"]
 
     @staticmethod
     def solver_field(folder):
@@ -109,12 +109,12 @@ class Mistakes:
     @staticmethod
     def layer_type(folder):
         replace(folder / "net.prototxt", '"ReLU"', '"RelU"')
-        return ["net.prototxt:59", "hidden_act", "did you mean 'ReLU'?"]
+        return ["net.prototxt:61:", "hidden_act", "did you mean 'ReLU'?"]
 
     @staticmethod
     def bottom(folder):
         replace(folder / "net.prototxt", 'bottom: "p2"', 'bottom: "p3"')
-        return ["net.prototxt:51", "hidden", "'p3'"]
+        return ["net.prototxt:52:", "hidden", "'p3'"]
 
     @staticmethod
     def no_solver(folder):
