@@ -17,6 +17,7 @@ _LINE_WIDTH = 100
 _MOST_PLACES = 4
 _MOST_VALUES = 12
 _QUOTES = "\"'"
+_NOT_CLOSED = r'Expected "[}>]"'
 _EXPECTED = {
     FieldDescriptor.CPPTYPE_INT32: "a whole number from -2147483648 to 2147483647",
     FieldDescriptor.CPPTYPE_INT64: "a whole number",
@@ -76,7 +77,7 @@ def explain(error: text_format.ParseError, text: str, message: Message, path: st
     lines = text.split("\n")
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     offset = sum(len(each) + 1 for each in lines[: line - 1]) + column - 1
-    if raw.endswith('Expected "}".'):
+    if re.search(_NOT_CLOSED, raw):
         offset = len(text)  # protobuf names the last token instead
     complaint = _Complaint(text, offset, message)
     what = _describe(raw, complaint)
@@ -122,13 +123,13 @@ def _other_file(message: Descriptor, name: str) -> str:
     return ""
 
 
-def _unknown_value(complaint: _Complaint, value: str) -> str:
-    field = complaint.field
+def _unknown_value(complaint: _Complaint) -> str:
+    field, got = complaint.field, complaint.got
     if field is None or field.enum_type is None:
-        return f"unknown value {value}"
+        return f"unknown value {got}"
     known = list(field.enum_type.values_by_name)
-    what = f"unknown value {value} for '{field.name}'{did_you_mean(value.strip(_QUOTES), known)}"
-    if value[0] in _QUOTES and field.enum_type.name == "LayerType":
+    what = f"unknown value {got} for '{field.name}'{did_you_mean(got.strip(_QUOTES), known)}"
+    if got.startswith(tuple(_QUOTES)) and field.enum_type.name == "LayerType":
         return f"{what} (a type in quotes belongs to the new format: write 'layer', not 'layers')"
     return what if len(known) > _MOST_VALUES else f"{what} (known: {', '.join(known)})"
 
@@ -158,7 +159,7 @@ def _open_list(complaint: _Complaint) -> str:
 def _not_closed(complaint: _Complaint) -> str:
     block = complaint.blocks[-1]
     complaint.offset = block.start
-    return f"block '{block.field}' is never closed; a '}}' is missing before the end of the text"
+    return f"block '{block.field}' is never closed; a '}}' or '>' is missing before the end"
 
 
 def _no_field_name(complaint: _Complaint, got: str) -> str:
@@ -171,22 +172,26 @@ def _not_quoted(complaint: _Complaint) -> str:
     return f"the text in quotes for '{complaint.step.field}' does not end on its line"
 
 
+def _bad_escape(complaint: _Complaint) -> str:
+    return f"the text in quotes for '{complaint.step.field}' has a backslash code that is no text"
+
+
 def _twice(complaint: _Complaint, name: str) -> str:
     return f"field '{name}' is given twice, but takes one value"
 
 
 _DESCRIPTIONS: list[tuple[str, Callable[..., str]]] = [
     (r'has no field named "(.*?)"', _unknown_field),
-    (r"has no value named (.*)\.$", _unknown_value),
-    (r"has no value with number (.*)\.$", _unknown_value),
+    (r"has no value (?:named|with number)", _unknown_value),
     (r'should not have multiple "(.*?)"', _twice),
     (r"String missing ending quote", _not_quoted),
-    (r"Couldn't parse (?:integer|float)|Value out of range|Expected string", _wrong_value),
+    (r"Couldn't parse string|codec can't", _bad_escape),
+    (r"Couldn't parse|Invalid octal|Value out of range|Expected string", _wrong_value),
     (r'Expected "true" or "false"', _wrong_value),
     (r'Expected "\{"', _no_block),
     (r'Expected ":"', _no_colon),
     (r'Expected ","', _open_list),
-    (r'Expected "\}"', _not_closed),
+    (_NOT_CLOSED, _not_closed),
     (r"Expected identifier or number, got (.*)\.$", _no_field_name),
 ]
 
