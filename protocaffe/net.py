@@ -20,6 +20,7 @@ from protocaffe.layers import Layer, create_layer
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import array_to_blob, write_atomic
 from protocaffe.proto.text import Source, format_text, read_net
+from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.weights import load_weights
 
 logger = logging.getLogger("protocaffe")
@@ -104,7 +105,7 @@ class Net:
         if self.dtype not in (np.float32, np.float64):
             raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
         self._seed = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        text, where = (source, None) if isinstance(source, caffe_pb2.NetParameter) else read_net(source)
+        text, where = _read(source)
         if state is None:
             full_state = merge_state(text, phase, level, stages)
         else:
@@ -231,8 +232,6 @@ class Net:
     def _add_layer(self, index: int) -> None:
         node = self.graph.nodes[index]
         param = node.param
-        if not param.HasField("phase"):
-            param.phase = self.graph.state.phase
         logger.info("Creating layer %s", param.name)
         layer = create_layer(
             param,
@@ -416,6 +415,17 @@ class Net:
         for name in self.outputs:
             logger.info("This network produces output %s", name)
         logger.info("Network initialization done.")
+
+
+def _read(
+    source: str | Path | caffe_pb2.NetParameter,
+) -> tuple[caffe_pb2.NetParameter, Source | None]:
+    if not isinstance(source, caffe_pb2.NetParameter):
+        return read_net(source)
+    text = caffe_pb2.NetParameter()
+    text.CopyFrom(source)
+    upgrade_net(text, text.name)
+    return text, None
 
 
 def _graph(

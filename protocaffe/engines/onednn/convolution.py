@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
@@ -15,6 +16,7 @@ from protocaffe.engines.onednn.primitives import (
     NativeArray,
     Operation,
     Primitive,
+    Runtime,
     dims,
     operation,
     reorder,
@@ -73,6 +75,11 @@ def _bind(plan: OneDnnPlan, node: LayerNode, passes: Passes, relu: LayerNode | N
     if backward_weights is not None:
         _bind_backward_weights(plan, node, passes, backward_weights, source, gradient)
     if backward_data is not None:
+        wanted = backward_data.layout(dnn.QUERY_WEIGHTS, passes.weights.shape)
+        if wanted != weights.layout:
+            copy = NativeArray(wanted)
+            plan.add_backward(node, reorder(weights, copy), data=blobs[:1])
+            weights = copy
         operands = {dnn.ARG_WEIGHTS: weights, dnn.ARG_DIFF_DST: gradient}
         plan.add_bottom_gradient(
             node,
@@ -206,24 +213,36 @@ def _convolution_passes(
     passes = Passes(src, weights, bias, dst, forward, None, None)
     want_data, want_weights = _wants(node)
     hint = (dnn.CONVOLUTION_DIRECT,)
+    # Forward and the gradients like their weights in different orders; where the forward's is
+    # refused, the primitive gets its own and the weights (or their gradient) are reordered.
+    choices = (weights, Layout.any(runtime, weights.shape))
     if want_data:
-        passes.backward_data = operation(
-            runtime, "convolution_backward_data", *hint, src, weights, dst, *window, forward, None
+        passes.backward_data = _first_fast(
+            runtime,
+            "convolution_backward_data",
+            [(*hint, src, layout, dst, *window, forward, None) for layout in choices],
         )
     if want_weights:
-        for layout in (weights, Layout.any(runtime, weights.shape)):
-            made = operation(
-                runtime,
-                "convolution_backward_weights",
-                *(*hint, src, layout, bias, dst, *window, forward, None),
-            )
-            if made is not None and not made.is_reference:
-                break
-        passes.backward_weights = made
+        passes.backward_weights = _first_fast(
+            runtime,
+            "convolution_backward_weights",
+            [(*hint, src, layout, bias, dst, *window, forward, None) for layout in choices],
+        )
     complete = (passes.backward_data is not None) == want_data and (
         passes.backward_weights is not None
     ) == want_weights
     return passes if complete else None
+
+
+def _first_fast(
+    runtime: Runtime, kind: str, choices: Sequence[tuple[Any, ...]]
+) -> Operation | None:
+    """Return the first choice that is not reference code, or None."""
+    for arguments in choices:
+        made = operation(runtime, kind, *arguments)
+        if made is not None and not made.is_reference:
+            return made
+    return None
 
 
 @kernel(InnerProduct)

@@ -262,16 +262,18 @@ class OneDnnPlan(Plan):
         Equal counts in plain order are the same numbers under any shape (Flatten, Reshape,
         an inner product's view of its input), so a reshaping goes through plain memory.
         """
-        if source.layout.shape == target.layout.shape:
+        runtime, shapes = self.runtime, (source.layout.shape, target.layout.shape)
+        if shapes[0] == shapes[1]:
             return [reorder(source, target)]
+        if target.host_view() is not None:
+            return [reorder(source, NativeArray(Layout.plain(runtime, shapes[0]), target.values))]
         works: list[Work] = []
-        flat = source
         if source.host_view() is None:
-            flat = NativeArray(Layout.plain(self.runtime, source.layout.shape))
+            flat = NativeArray(Layout.plain(runtime, shapes[0]))
             works.append(reorder(source, flat))
-        alias = NativeArray(Layout.plain(self.runtime, target.layout.shape), flat.values)
-        works.append(reorder(alias, target))
-        return works
+            source = flat
+        alias = NativeArray(Layout.plain(runtime, shapes[1]), source.values)
+        return [*works, reorder(alias, target)]
 
     def _forget_copies(self, storages: Sequence[Storage]) -> None:
         for storage in storages:

@@ -104,7 +104,7 @@ def _algorithm(plan: OneDnnPlan, node: LayerNode) -> tuple[int, NativeArray | No
     padding, include_padding divides by the whole kernel and the rest is a factor per output.
     """
     geometry = node.layer.geometry
-    if geometry.method == caffe_pb2.PoolingParameter.MAX:
+    if node.layer.method == caffe_pb2.PoolingParameter.MAX:
         return dnn.POOLING_MAX, None
     if not any(geometry.pad):
         return dnn.POOLING_AVG_EXCLUDE_PADDING, None

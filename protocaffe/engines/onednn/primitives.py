@@ -197,7 +197,7 @@ class Attributes:
 
     def accumulate(self, scale: float) -> Attributes:
         """Add ``scale`` times the destination's old content to the result."""
-        return self._post_op("post_ops_append_sum", scale, 0, dnn.F32)
+        return self._post_op("post_ops_append_sum", scale, 0, dnn.UNDEF)
 
     def runtime_scales(self, argument: int) -> Attributes:
         """Multiply an argument by a number given at each execution."""

@@ -1,0 +1,284 @@
+"""Every oneDNN kernel against the layer's own code, over random shapes and options.
+
+Each example is a small chain of layers, run by both engines with the same weights, inputs and
+top gradients. All blobs, all diffs and all parameter gradients must agree; two backward passes
+without clearing check that parameter gradients add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocaffe.engines import get_engine
+from protocaffe.errors import UsageError
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import parse_text
+
+TOLERANCE = 2e-5
+"""Largest difference, relative to the largest entry of the array."""
+
+try:
+    get_engine("onednn")
+except UsageError as reason:  # pragma: no cover - depends on the machine
+    pytest.skip(f"no oneDNN here: {reason}", allow_module_level=True)
+
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+def layer(name: str, kind: str, bottoms: str, tops: str, options: str = "") -> str:
+    wires = "".join(f' bottom: "{name}"' for name in bottoms.split())
+    wires += "".join(f' top: "{name}"' for name in tops.split())
+    return f'layer {{ name: "{name}" type: "{kind}"{wires} {options} }}\n'
+
+
+def inputs(*shapes: tuple[int, ...]) -> str:
+    text = "force_backward: true\n"
+    for index, shape in enumerate(shapes):
+        dims = " ".join(f"dim: {extent}" for extent in shape)
+        name = "xyz"[index]
+        text += layer(name, "Input", "", name, f"input_param {{ shape {{ {dims} }} }}")
+    return text
+
+
+def build(text: str, engine: str) -> Net:
+    return Net(parse_text(text, caffe_pb2.NetParameter()), caffe_pb2.TRAIN, engine=engine, seed=1)
+
+
+def assert_engines_agree(text: str, seed: int = 0, distinct: bool = False) -> None:
+    """Run both engines twice, forward and backward, and compare everything."""
+    nets = [build(text, "numpy"), build(text, "onednn")]
+    for values in zip(*(_parameters(net) for net in nets), strict=True):
+        drawn = np.random.default_rng(seed).standard_normal(values[0].shape) * 0.3
+        for array in values:
+            array[...] = drawn + (1 if array.ndim == 1 else 0)
+    rng = np.random.default_rng(seed + 1)
+    for _ in range(2):
+        for name in nets[0].inputs:
+            shape = nets[0].blobs[name].shape
+            drawn = rng.standard_normal(shape)
+            if distinct:
+                drawn = rng.permutation(drawn.size).reshape(shape) / drawn.size
+            for net in nets:
+                net.blobs[name].data[...] = drawn
+        for net in nets:
+            net.forward()
+        for name in nets[0].outputs:
+            drawn = rng.standard_normal(nets[0].blobs[name].shape)
+            for net in nets:
+                net.blobs[name].diff[...] = drawn
+        for net in nets:
+            net.backward()
+    for name, blob in nets[0].blobs.items():
+        _assert_close(blob.data, nets[1].blobs[name].data, f"data of {name}")
+        _assert_close(blob.diff, nets[1].blobs[name].diff, f"diff of {name}")
+    for name, blobs in nets[0].params.items():
+        for index, blob in enumerate(blobs):
+            other = nets[1].params[name][index]
+            _assert_close(blob.data, other.data, f"parameter {index} of {name}")
+            _assert_close(blob.diff, other.diff, f"gradient {index} of {name}")
+
+
+def _parameters(net: Net) -> Iterator[np.ndarray]:
+    for name, blobs in net.params.items():
+        if name.startswith("bn"):
+            continue  # running statistics start at zero
+        yield from (blob.data for blob in blobs)
+
+
+def _assert_close(expected: np.ndarray, got: np.ndarray, what: str) -> None:
+    scale = max(1e-3, float(np.abs(expected).max(initial=0)))
+    error = float(np.abs(expected - got).max(initial=0)) / scale
+    assert error < TOLERANCE, f"{what}: relative error {error:g}"
+
+
+channels = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32, 48])
+images = st.tuples(st.integers(1, 4), channels, st.integers(1, 11), st.integers(1, 11))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> str:
+    shape = draw(images)
+    group = draw(st.sampled_from([g for g in (1, 2, 3, shape[1]) if shape[1] % g == 0]))
+    kernel = [draw(st.integers(1, 5)) for _ in range(2)]
+    pad = [draw(st.integers(0, 6)) for _ in range(2)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(2)]
+    for axis in range(2):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        pad[axis] = max(pad[axis], -((shape[2 + axis] - reach) // 2))
+    fields = {"kernel_size": kernel, "pad": pad, "dilation": dilation}
+    fields["stride"] = [draw(st.integers(1, 6)) for _ in range(2)]
+    options = " ".join(f"{name}: {value}" for name, each in fields.items() for value in each)
+    outputs = group * draw(st.integers(1, max(1, 40 // group)))
+    bias = draw(st.sampled_from(["true", "false"]))
+    text = inputs(shape) + layer(
+        "conv",
+        "Convolution",
+        *("x", "c"),
+        f"convolution_param {{ num_output: {outputs} group: {group} bias_term: {bias} {options} }}",
+    )
+    slope = draw(st.sampled_from([None, 0, 0.1]))
+    if slope is not None:
+        text += layer("relu", "ReLU", "c", "c", f"relu_param {{ negative_slope: {slope} }}")
+    return text
+
+
+@quick
+@given(convolutions(), st.integers(0, 9))
+def test_convolution_with_and_without_relu(text: str, seed: int) -> None:
+    assert_engines_agree(text, seed)
+
+
+@quick
+@given(images, st.integers(1, 40), st.booleans(), st.booleans(), st.sampled_from([1, 2, -1]))
+def test_inner_product(
+    shape: tuple[int, ...], outputs: int, bias: bool, relu: bool, axis: int
+) -> None:
+    text = inputs(shape) + layer(
+        "ip",
+        "InnerProduct",
+        *("x", "y"),
+        f"inner_product_param {{ num_output: {outputs} bias_term: {str(bias).lower()} "
+        f"axis: {axis} }}",
+    )
+    assert_engines_agree(text + (layer("relu", "ReLU", "y", "y") if relu else ""))
+
+
+@st.composite
+def poolings(draw: st.DrawFn) -> str:
+    shape = draw(images)
+    method = draw(st.sampled_from(["MAX", "AVE"]))
+    if draw(st.booleans()) and draw(st.booleans()):
+        return inputs(shape) + layer(
+            "pool", "Pooling", "x", "p", f"pooling_param {{ pool: {method} global_pooling: true }}"
+        )
+    kernel = draw(st.integers(1, 5))
+    pad = draw(st.integers(0, kernel - 1))
+    kernel = min(kernel, min(shape[2:]) + 2 * pad)
+    pad = min(pad, kernel - 1)
+    stride = draw(st.integers(1, kernel))
+    mode = draw(st.sampled_from(["CEIL", "FLOOR"]))
+    options = f"kernel_size: {kernel} stride: {stride} pad: {pad} round_mode: {mode}"
+    return inputs(shape) + layer(
+        "pool", "Pooling", "x", "p", f"pooling_param {{ pool: {method} {options} }}"
+    )
+
+
+@quick
+@given(poolings(), st.integers(0, 9))
+def test_pooling(text: str, seed: int) -> None:
+    assert_engines_agree(text, seed, distinct=True)
+
+
+def test_equal_maxima_give_the_gradient_to_the_first_pixel() -> None:
+    text = inputs((1, 16, 4, 4)) + layer(
+        "pool", "Pooling", "x", "p", "pooling_param { kernel_size: 3 stride: 1 }"
+    )
+    nets = [build(text, engine) for engine in ("numpy", "onednn")]
+    for net in nets:
+        net.blobs["x"].data[...] = 1
+        net.forward()
+        net.blobs["p"].diff[...] = np.arange(4).reshape(2, 2) + 1
+        net.backward()
+    assert (nets[0].blobs["x"].diff == nets[1].blobs["x"].diff).all()
+
+
+@quick
+@given(images, st.sampled_from([1, 3, 5, 7]), st.floats(0.5, 2), st.sampled_from([0.75, 0.6]))
+def test_lrn(shape: tuple[int, ...], size: int, k: float, beta: float) -> None:
+    options = f"lrn_param {{ local_size: {size} alpha: 0.3 beta: {beta} k: {k} }}"
+    assert_engines_agree(inputs(shape) + layer("norm", "LRN", "x", "y", options))
+
+
+@quick
+@given(images, st.booleans(), st.booleans(), st.booleans())
+def test_batch_norm_scale_relu(
+    shape: tuple[int, ...], in_place: bool, bias: bool, global_stats: bool
+) -> None:
+    if shape[0] * shape[2] * shape[3] < 4:
+        shape = (4, *shape[1:])  # a variance of one or two numbers amplifies rounding
+    names = ["y", "y", "y", "y"] if in_place else ["y", "b", "s", "r"]
+    stats = str(global_stats).lower()
+    text = inputs(shape)
+    text += layer("copy", "Power", "x", names[0])
+    text += layer(
+        "bn", "BatchNorm", *names[:2], f"batch_norm_param {{ use_global_stats: {stats} eps: 0.01 }}"
+    )
+    text += layer("scale", "Scale", *names[1:3], f"scale_param {{ bias_term: {str(bias).lower()} }}")
+    text += layer("relu", "ReLU", *names[2:4])
+    assert_engines_agree(text)
+
+
+@quick
+@given(images, st.lists(st.sampled_from([1.0, -2.0, 0.5]), min_size=3, max_size=3), st.booleans())
+def test_eltwise_sum(shape: tuple[int, ...], coefficients: list[float], in_place: bool) -> None:
+    options = " ".join(f"coeff: {each}" for each in coefficients)
+    text = inputs(shape, shape, shape) + layer("copy", "Power", "x", "c")
+    text += layer(
+        "sum", "Eltwise", "c y z", "c" if in_place else "s", f"eltwise_param {{ {options} }}"
+    )
+    assert_engines_agree(text)
+
+
+@quick
+@given(st.lists(channels, min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+def test_concat_of_convolutions(widths: list[int], extent: int, split: bool) -> None:
+    text = inputs((2, 16, extent, extent))
+    for index, width in enumerate(widths):
+        text += layer(
+            f"conv{index}",
+            "Convolution",
+            *("x", f"c{index}"),
+            f"convolution_param {{ num_output: {width} kernel_size: 1 }}",
+        )
+    names = " ".join(f"c{index}" for index in range(len(widths)))
+    text += layer("concat", "Concat", names, "all")
+    if split:
+        for index in range(2):
+            text += layer(f"r{index}", "ReLU", "all", f"r{index}")
+    assert_engines_agree(text)
+
+
+def test_own_code_between_kernels_sees_and_gives_the_right_numbers() -> None:
+    text = inputs((2, 16, 6, 6))
+    conv = "convolution_param { num_output: 32 kernel_size: 3 }"
+    text += layer("c1", "Convolution", "x", "a", conv) + layer("t", "TanH", "a", "a")
+    text += layer("c2", "Convolution", "a", "b", conv) + layer("s", "Sigmoid", "b", "c")
+    text += layer("flat", "Flatten", "c", "f") + layer(
+        "ip", "InnerProduct", "f", "y", "inner_product_param { num_output: 3 }"
+    )
+    assert_engines_agree(text)
+
+
+def test_engine_caffe_forces_the_layers_own_code() -> None:
+    text = inputs((2, 16, 6, 6)) + layer(
+        "c",
+        "Convolution",
+        *("x", "y"),
+        "convolution_param { num_output: 16 kernel_size: 3 engine: CAFFE }",
+    )
+    net = build(text, "onednn")
+    net.blobs["x"].data[...] = 1
+    net.forward()
+    assert net.params["c"][0].data_storage.native is None
+    assert_engines_agree(text)
+
+
+def test_shared_weights_and_a_new_input_shape() -> None:
+    shared = 'param { name: "w" } param { name: "b" }'
+    conv = "convolution_param { num_output: 16 kernel_size: 3 pad: 1 }"
+    text = inputs((2, 16, 6, 6)) + layer("c1", "Convolution", "x", "a", shared + conv)
+    text += layer("c2", "Convolution", "a", "b", shared + conv)
+    assert_engines_agree(text)
+    net = build(text, "onednn")
+    net.forward()
+    net.blobs["x"].reshape(3, 16, 9, 5)
+    net.forward()
+    assert net.blobs["b"].data.shape == (3, 16, 9, 5)

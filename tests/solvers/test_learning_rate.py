@@ -1,0 +1,58 @@
+"""The learning-rate policies against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from protocaffe.errors import SolverError
+from protocaffe.proto.caffe_pb2 import SolverParameter
+from protocaffe.solvers.learning_rate import LearningRate
+
+FIELDS = {"base_lr": 0.5, "gamma": 0.1, "power": 0.75, "stepsize": 10, "max_iter": 40}
+
+FORMULAS = {
+    "fixed": lambda i: 0.5,
+    "step": lambda i: 0.5 * 0.1 ** (i // 10),
+    "exp": lambda i: 0.5 * 0.1**i,
+    "inv": lambda i: 0.5 * (1 + 0.1 * i) ** -0.75,
+    "poly": lambda i: 0.5 * (1 - i / 40) ** 0.75,
+    "sigmoid": lambda i: 0.5 / (1 + math.exp(-0.1 * (i - 10))),
+}
+
+
+@pytest.mark.parametrize("policy", FORMULAS)
+def test_formula(policy: str) -> None:
+    rate = LearningRate(SolverParameter(lr_policy=policy, **FIELDS))
+    for iteration in (0, 1, 9, 10, 11, 25, 40):
+        assert rate(iteration) == pytest.approx(FORMULAS[policy](iteration), rel=1e-5)
+
+
+def test_multistep_takes_one_step_per_iteration() -> None:
+    param = SolverParameter(lr_policy="multistep", stepvalue=[3, 3, 5], **FIELDS)
+    rate = LearningRate(param)
+    rates = [rate(iteration) for iteration in range(7)]
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.005, 0.0005, 0.0005])
+
+
+def test_multistep_goes_on_from_a_snapshot() -> None:
+    param = SolverParameter(lr_policy="multistep", stepvalue=[3, 6], **FIELDS)
+    assert LearningRate(param, current_step=1)(4) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr_policy": "warp"}, "unknown learning rate policy 'warp'"),
+        ({"lr_policy": "stpe"}, "did you mean 'step'"),
+        ({"lr_policy": "fixed", "base_lr": None}, "base_lr is missing"),
+        ({"lr_policy": "step", "stepsize": None}, "needs the field stepsize"),
+        ({"lr_policy": "step", "stepsize": 0}, "stepsize must be positive"),
+        ({"lr_policy": "exp", "gamma": -1}, "gamma must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> None:
+    wanted = {name: value for name, value in {**FIELDS, **fields}.items() if value is not None}
+    with pytest.raises(SolverError, match=message):
+        LearningRate(SolverParameter(**wanted))
