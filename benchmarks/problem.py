@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from protocaffe.proto import caffe_pb2
 
-LEARNING_RATE = 0.001
+LEARNING_RATE = 1e-5
+"""So small that the loss falls nearly linearly: one update then tells the gradient's length, and
+training on the same batch over and over goes nowhere."""
+
 MOMENTUM = 0.9
 WEIGHT_DECAY = 0.0005
 

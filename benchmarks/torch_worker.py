@@ -69,7 +69,7 @@ class TorchTrainer:
     def forward(self) -> float:
         """Compute the loss."""
         self.loss = self.run(*self.inputs)
-        return float(self.loss)
+        return float(self.loss.item())
 
     def backward(self) -> None:
         """Compute all gradients."""

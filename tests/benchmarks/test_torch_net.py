@@ -116,7 +116,8 @@ def test_a_scale_whose_bottom_is_read_twice_stays_by_itself():
         """
         layer { name: "bn" type: "BatchNorm" bottom: "x" top: "bn" }
         layer { name: "split" type: "Split" bottom: "bn" top: "bn_0" top: "bn_1" }
-        layer { name: "scale" type: "Scale" bottom: "bn_0" top: "s" scale_param { bias_term: true } }
+        layer { name: "scale" type: "Scale" bottom: "bn_0" top: "s"
+          scale_param { bias_term: true } }
         layer { name: "sum" type: "Eltwise" bottom: "bn_1" bottom: "s" top: "y" }
         """,
         {"bn": [np.zeros(4), np.ones(4), np.ones(1)], "scale": [factor, shift]},
