@@ -1,5 +1,24 @@
 """Every layer: one small class each, registered under its prototxt name."""
 
+from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
+    accuracy,
+    activation,
+    convolution,
+    data,
+    dropout,
+    eltwise,
+    embed,
+    inner_product,
+    input,  # noqa: A004
+    loss,
+    normalization,
+    pooling,
+    reduction,
+    scale,
+    selection,
+    shape,
+    softmax,
+)
 from protocaffe.layers.base import Layer, create_layer, layer_types, register
 
 __all__ = ["Layer", "create_layer", "layer_types", "register"]

@@ -74,7 +74,7 @@ class Layer:
         self.phase = phase
         self.xp = xp
         self.rng = rng if rng is not None else np.random.default_rng()
-        self.dtype = np.dtype(dtype)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.where = where
         self.blobs: list[Blob] = []
         self.param_propagate_down: list[bool] = []

@@ -37,9 +37,7 @@ class Random:
         return values
 
 
-def fill(
-    blob: Blob, filler: FillerParameter, rng: np.random.Generator, error: ErrorMaker
-) -> None:
+def fill(blob: Blob, filler: FillerParameter, rng: np.random.Generator, error: ErrorMaker) -> None:
     """Set ``blob.data`` by one of Caffe's seven fillers.
 
     ========================  =====================================================

@@ -1,0 +1,404 @@
+"""Convolution, its transpose, and the im2col that both are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+from protocaffe.blob import Array, Blob
+from protocaffe.layers.base import Layer, register
+from protocaffe.layers.windows import window_offsets
+from protocaffe.proto.caffe_pb2 import ConvolutionParameter
+
+Extents = tuple[int, ...]
+Index = tuple[int | slice, ...]
+
+MAX_COLUMN_COUNT = 1 << 22
+"""How many numbers the column buffer may hold, unless a single image needs more."""
+
+
+@dataclass(frozen=True)
+class ConvolutionGeometry:
+    """A convolution's settings, checked; one number per spatial axis where there are tuples."""
+
+    channel_axis: int
+    kernel: Extents
+    stride: Extents
+    pad: Extents
+    dilation: Extents
+    group: int
+    num_output: int
+    bias_term: bool
+
+    @classmethod
+    def read(cls, param: ConvolutionParameter, bottom: Blob, layer: Layer) -> ConvolutionGeometry:
+        """Read and check ``convolution_param`` for a bottom of this shape."""
+        axis = layer.canonical_axis(param.axis, bottom)
+        spatial = bottom.num_axes - axis - 1
+        error = layer.error
+        pair = ("kernel_h", "kernel_w")
+        geometry = cls(
+            channel_axis=axis,
+            kernel=_per_axis(param, "kernel_size", pair, spatial, None, error),
+            stride=_per_axis(param, "stride", ("stride_h", "stride_w"), spatial, 1, error),
+            pad=_per_axis(param, "pad", ("pad_h", "pad_w"), spatial, 0, error),
+            dilation=_per_axis(param, "dilation", (), spatial, 1, error),
+            group=param.group,
+            num_output=param.num_output,
+            bias_term=param.bias_term,
+        )
+        for what in ("kernel", "stride", "dilation"):
+            extents = getattr(geometry, what)
+            if not all(extents):
+                raise error(f"{what} must be at least 1 along every axis, got {extents}")
+        return geometry
+
+    def grid_extents(self, image: Sequence[int]) -> Extents:
+        """Return the number of window positions over an image along each spatial axis."""
+        return tuple(
+            (extent + 2 * pad - (dilation * (kernel - 1) + 1)) // stride + 1
+            for extent, kernel, stride, pad, dilation in zip(
+                image, self.kernel, self.stride, self.pad, self.dilation, strict=True
+            )
+        )
+
+    def image_extents(self, grid: Sequence[int]) -> Extents:
+        """Return the smallest image that has this many window positions."""
+        return tuple(
+            stride * (extent - 1) + dilation * (kernel - 1) + 1 - 2 * pad
+            for extent, kernel, stride, pad, dilation in zip(
+                grid, self.kernel, self.stride, self.pad, self.dilation, strict=True
+            )
+        )
+
+
+def _per_axis(
+    param: ConvolutionParameter,
+    field: str,
+    pair: tuple[str, ...],
+    spatial: int,
+    default: int | None,
+    error: Callable[[str], Exception],
+) -> Extents:
+    """Read a setting that is given once, once per spatial axis, or as ``*_h`` and ``*_w``."""
+    values = list(getattr(param, field))
+    if any(param.HasField(name) for name in pair):
+        if values:
+            raise error(f"give either {field} or {pair[0]} and {pair[1]}, not both")
+        if spatial != 2:
+            raise error(
+                f"{pair[0]} and {pair[1]} need 2 spatial axes, here there are {spatial}; "
+                f"use {field} once per axis"
+            )
+        return tuple(getattr(param, name) for name in pair)
+    if not values:
+        if default is None:
+            raise error(f"{field} is missing (or {pair[0]} and {pair[1]})")
+        values = [default]
+    if len(values) not in (1, spatial):
+        raise error(
+            f"{field} must be given once or once per spatial axis ({spatial}), "
+            f"got {len(values)} values"
+        )
+    return tuple(values * spatial if len(values) == 1 else values)
+
+
+class Columns:
+    """Moves image patches to columns and back: im2col and col2im in any number of axes.
+
+    Args:
+        geometry: kernel, stride, pad and dilation.
+        image: spatial extents of the image.
+        grid: spatial extents of the window positions.
+    """
+
+    def __init__(self, geometry: ConvolutionGeometry, image: Extents, grid: Extents) -> None:
+        per_axis = [
+            window_offsets(*each)
+            for each in zip(
+                image,
+                grid,
+                geometry.kernel,
+                geometry.stride,
+                geometry.pad,
+                geometry.dilation,
+                strict=True,
+            )
+        ]
+        both = (slice(None), slice(None))
+        self._offsets: list[tuple[Index, Index, Index]] = [
+            (
+                (slice(None), *(each.element for each in offset)),
+                (*both, *(each.grid for each in offset)),
+                (*both, *(each.image for each in offset)),
+            )
+            for offset in product(*per_axis)
+        ]
+        self._clipped = len(self._offsets) < math.prod(geometry.kernel) or any(
+            offset.grid != slice(0, extent)
+            for offsets, extent in zip(per_axis, grid, strict=True)
+            for offset in offsets
+        )
+
+    def gather(self, image: Array, columns: Array) -> None:
+        """Copy every window into columns (channel, *kernel, n, *grid); padding reads as 0."""
+        if self._clipped:
+            columns[...] = 0
+        for element, grid, patch in self._offsets:
+            columns[element][grid] = image[patch].swapaxes(0, 1)
+
+    def scatter(self, columns: Array, image: Array) -> None:
+        """Overwrite the image (n, channel, *image) with the sum of its windows."""
+        image[...] = 0
+        for element, grid, patch in self._offsets:
+            image[patch] += columns[element][grid].swapaxes(0, 1)
+
+
+class ConvolutionBase(Layer):
+    """What Convolution and Deconvolution share.
+
+    Both relate an *image* to the *grid* of window positions over it through the same weights
+    of shape (grid channels, image channels / group, *kernel). Convolution computes the grid
+    from the image, Deconvolution the image from the grid.
+    """
+
+    bottoms = (1, None)
+    tops = (1, None)
+    equal_bottoms_and_tops = True
+    transposed: ClassVar[bool]
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        param = self.param.convolution_param
+        self.geometry = geometry = ConvolutionGeometry.read(param, bottom[0], self)
+        self.channels = bottom[0].shape[geometry.channel_axis]
+        if geometry.num_output < 1:
+            raise self.error("num_output must be at least 1")
+        for what, count in (("num_output", geometry.num_output), ("channels", self.channels)):
+            if geometry.group < 1 or count % geometry.group:
+                raise self.error(f"group {geometry.group} does not divide {what} {count}")
+        image_channels, grid_channels = self._image_and_grid(self.channels, geometry.num_output)
+        shape = (grid_channels, image_channels // geometry.group, *geometry.kernel)
+        self.add_blob(shape, param.weight_filler)
+        if geometry.bias_term:
+            self.add_blob((geometry.num_output,), param.bias_filler)
+        self._buffer: Array = self.xp.empty(0, self.dtype)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        axis = self.geometry.channel_axis
+        shape = bottom[0].shape
+        if len(shape) != axis + 1 + len(self.geometry.kernel) or shape[axis] != self.channels:
+            raise self.error(
+                f"was set up for {self.channels} channels at axis {axis} and "
+                f"{len(self.geometry.kernel)} spatial axes; bottom 0 now has shape {shape}"
+            )
+        for index, blob in enumerate(bottom):
+            if blob.shape != shape:
+                raise self.error(
+                    "all bottoms need one shape; bottom 0 has "
+                    f"{shape} and bottom {index} has {blob.shape}"
+                )
+        extents = shape[axis + 1 :]
+        outputs = self.output_extents(extents)
+        if not all(extent > 0 for extent in outputs):
+            raise self.error(
+                f"the output would be empty ({outputs}): kernel {self.geometry.kernel} with pad "
+                f"{self.geometry.pad} and dilation {self.geometry.dilation} does not fit a bottom "
+                f"of shape {shape}"
+            )
+        for blob in top:
+            blob.reshape(*shape[:axis], self.geometry.num_output, *outputs)
+        self._image, self._grid = self._image_and_grid(extents, outputs)
+        self._columns = Columns(self.geometry, self._image, self._grid)
+
+    def output_extents(self, extents: Extents) -> Extents:
+        """Return the top's spatial extents for a bottom's."""
+        if self.transposed:
+            return self.geometry.image_extents(extents)
+        return self.geometry.grid_extents(extents)
+
+    def _image_and_grid(self, bottom: Any, top: Any) -> tuple[Any, Any]:
+        """Tell which of the bottom's and the top's things belong to the image."""
+        return (top, bottom) if self.transposed else (bottom, top)
+
+    def _correlate(self, image: Array, grid: Array) -> None:
+        """Set grid = W * im2col(image)."""
+        weights = self._weights(self.blobs[0].data)
+        for images, grids, columns in self._chunks(image, grid):
+            self._columns.gather(images, columns)
+            values = weights @ self._matrix(columns)
+            grids[...] = values.reshape(grids.swapaxes(0, 1).shape).swapaxes(0, 1)
+
+    def _spread(self, grid: Array, image: Array) -> None:
+        """Set image = col2im(transposed W * grid)."""
+        weights = self._weights(self.blobs[0].data).swapaxes(1, 2)
+        for images, grids, columns in self._chunks(image, grid):
+            self.xp.matmul(weights, self._rows(grids), out=self._matrix(columns))
+            self._columns.scatter(columns, images)
+
+    def _add_weight_diff(self, image: Array, grid: Array) -> None:
+        """Add grid * transposed im2col(image) to the weights' diff."""
+        diff = self._weights(self.blobs[0].diff)
+        for images, grids, columns in self._chunks(image, grid):
+            self._columns.gather(images, columns)
+            diff += self._rows(grids) @ self._matrix(columns).swapaxes(1, 2)
+
+    def _add_bias(self, top: Array) -> None:
+        if self.geometry.bias_term:
+            top.reshape(-1, self.geometry.num_output, self._top_area(top))[...] += self.blobs[
+                1
+            ].data[:, None]
+
+    def _add_bias_diff(self, top_diff: Array) -> None:
+        if self.geometry.bias_term and self.param_propagate_down[1]:
+            area = self._top_area(top_diff)
+            self.blobs[1].diff[...] += top_diff.reshape(-1, self.geometry.num_output, area).sum(
+                axis=(0, 2)
+            )
+
+    def _top_area(self, top: Array) -> int:
+        return math.prod(top.shape[self.geometry.channel_axis + 1 :])
+
+    def _chunks(self, image: Array, grid: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield images, grids and room for their columns, a bounded number of images at a time."""
+        axis = self.geometry.channel_axis
+        images = image.reshape(-1, *image.shape[axis:])
+        grids = grid.reshape(-1, *grid.shape[axis:])
+        channels = images.shape[1]
+        per_image = channels * math.prod(self.geometry.kernel) * math.prod(self._grid)
+        step = min(max(1, MAX_COLUMN_COUNT // per_image), len(images))
+        if self._buffer.size < step * per_image:
+            self._buffer = self.xp.empty(step * per_image, self.dtype)
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
+            columns = self._buffer[: len(chunk) * per_image].reshape(
+                channels, *self.geometry.kernel, len(chunk), *self._grid
+            )
+            yield chunk, grids[start : start + step], columns
+
+    def _weights(self, array: Array) -> Array:
+        """View weights as (group, grid channels / group, image channels / group * kernel)."""
+        group = self.geometry.group
+        rows: Array = array.reshape(group, len(array) // group, -1)
+        return rows
+
+    def _matrix(self, columns: Array) -> Array:
+        """View columns as (group, image channels / group * kernel, n * grid)."""
+        rows = columns.shape[0] * math.prod(self.geometry.kernel) // self.geometry.group
+        return columns.reshape(self.geometry.group, rows, -1)
+
+    def _rows(self, grids: Array) -> Array:
+        """Return (n, grid channels, *grid) as (group, grid channels / group, n * grid)."""
+        group = self.geometry.group
+        rows: Array = grids.swapaxes(0, 1).reshape(group, grids.shape[1] // group, -1)
+        return rows
+
+
+@register("Convolution")
+class Convolution(ConvolutionBase):
+    """y[m] = bias[m] + sum over channels c of m's group of W[m, c] cross-correlated with x[c].
+
+    Output extent per axis: floor((in + 2 pad - (dilation (kernel - 1) + 1)) / stride) + 1.
+
+    Bottoms: one or more x of one shape (..., C, *spatial), any number of spatial axes; C stands
+    at ``axis`` (1). Tops: as many, (..., num_output, *spatial), all by the same weights.
+    Parameters: W (num_output, C / group, *kernel), bias (num_output).
+    Reference: LeCun et al., "Gradient-based learning applied to document recognition",
+    Proc. IEEE 1998; Caffe's ConvolutionLayer.
+    """
+
+    transposed = False
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        for x, y in zip(bottom, top, strict=True):
+            self._correlate(image=x.data, grid=y.data)
+            self._add_bias(y.data)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
+            self._add_bias_diff(y.diff)
+            if self.param_propagate_down[0]:
+                self._add_weight_diff(image=x.data, grid=y.diff)
+            if wanted:
+                self._spread(grid=y.diff, image=x.diff)
+
+
+@register("Deconvolution")
+class Deconvolution(ConvolutionBase):
+    """The transpose of Convolution: every x[c] stamps W[c] times its value onto y.
+
+    Output extent per axis: stride (in - 1) + dilation (kernel - 1) + 1 - 2 pad.
+
+    Bottoms: one or more x of one shape (..., C, *spatial). Tops: as many,
+    (..., num_output, *spatial).
+    Parameters: W (C, num_output / group, *kernel), bias (num_output).
+    Reference: Long et al., "Fully Convolutional Networks for Semantic Segmentation",
+    CVPR 2015; Caffe's DeconvolutionLayer.
+    """
+
+    transposed = True
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        for x, y in zip(bottom, top, strict=True):
+            self._spread(grid=x.data, image=y.data)
+            self._add_bias(y.data)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
+            self._add_bias_diff(y.diff)
+            if self.param_propagate_down[0]:
+                self._add_weight_diff(image=y.diff, grid=x.data)
+            if wanted:
+                self._correlate(image=y.diff, grid=x.diff)
+
+
+@register("Im2col")
+class Im2col(Layer):
+    """Every window of the image as one column: what Convolution multiplies its weights with.
+
+    Backward sums each pixel's gradient over the windows that hold it.
+
+    Bottoms: x (..., C, *spatial). Tops: (..., C * product of kernel, *grid), channels ordered
+    by input channel, then kernel row, then kernel column. Settings: ``convolution_param``.
+    Reference: Caffe's Im2colLayer.
+    """
+
+    bottoms = (1, 1)
+    tops = (1, 1)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.geometry = ConvolutionGeometry.read(self.param.convolution_param, bottom[0], self)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        shape, axis = bottom[0].shape, self.geometry.channel_axis
+        image = shape[axis + 1 :]
+        if len(image) != len(self.geometry.kernel):
+            raise self.error(
+                f"was set up for {len(self.geometry.kernel)} spatial axes; "
+                f"the bottom now has shape {shape}"
+            )
+        grid = self.geometry.grid_extents(image)
+        if not all(extent > 0 for extent in grid):
+            raise self.error(
+                f"kernel {self.geometry.kernel} does not fit a bottom of shape {shape}"
+            )
+        top[0].reshape(*shape[:axis], shape[axis] * math.prod(self.geometry.kernel), *grid)
+        self._columns = Columns(self.geometry, image, grid)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self._columns.gather(*self._views(bottom[0].data, top[0].data))
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            images, columns = self._views(bottom[0].diff, top[0].diff)
+            self._columns.scatter(columns, images)
+
+    def _views(self, image: Array, top: Array) -> tuple[Array, Array]:
+        """View the two arrays as (n, C, *image) and (C, *kernel, n, *grid)."""
+        axis, kernel = self.geometry.channel_axis, self.geometry.kernel
+        images = image.reshape(-1, *image.shape[axis:])
+        columns: Array = top.reshape(-1, images.shape[1], *kernel, *top.shape[axis + 1 :])
+        columns = self.xp.moveaxis(columns, 0, 1 + len(kernel))
+        return images, columns

@@ -1,0 +1,144 @@
+"""Scale and Bias: a second operand, learned or a bottom, spread over the first."""
+
+from __future__ import annotations
+
+import math
+
+from protocaffe.blob import Array, Blob
+from protocaffe.layers.base import Layer, register
+from protocaffe.layers.saved import SavedInput
+from protocaffe.proto.caffe_pb2 import BiasParameter, FillerParameter, ScaleParameter
+
+
+class SpreadOperand(Layer):
+    """A layer whose second operand covers some axes of bottom 0 and repeats over the others.
+
+    The operand is bottom 1, or a learned blob shaped like the axes ``axis`` (1) to
+    ``axis + num_axes`` (1; -1: to the end; 0: one number).
+    """
+
+    bottoms = (1, 2)
+    tops = (1, 1)
+    in_place = True
+
+    def read_operand(
+        self, param: ScaleParameter | BiasParameter, bottom: list[Blob], default: float
+    ) -> None:
+        """Read the axes; make the learned blob if there is no bottom 1."""
+        self.axis = param.axis
+        self.num_axes = bottom[1].num_axes if len(bottom) > 1 else param.num_axes
+        if self.num_axes < -1:
+            raise self.error(f"num_axes must be -1 or more, got {self.num_axes}")
+        if self.num_axes != 0:
+            self.axis = self.canonical_axis(param.axis, bottom[0])
+        elif len(bottom) > 1:
+            self.axis = 0
+        if len(bottom) == 1:
+            filler = FillerParameter(type="constant", value=default)
+            self.add_blob(
+                self._covered(bottom[0]), param.filler if param.HasField("filler") else filler
+            )
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        operand = self.operand(bottom)
+        shape, covered = bottom[0].shape, self._covered(bottom[0])
+        if operand.shape != covered:
+            raise self.error(
+                f"an operand of shape {operand.shape} does not cover bottom 0 {shape} from axis "
+                f"{self.axis} on, which is {covered}"
+            )
+        before = math.prod(shape[: self.axis]) if covered else 1
+        self.extents = (before, operand.count, bottom[0].count // max(1, before * operand.count))
+        top[0].reshape(shape)
+
+    def _covered(self, bottom: Blob) -> tuple[int, ...]:
+        if self.num_axes == -1:
+            return bottom.shape[self.axis :]
+        end = self.axis + self.num_axes
+        if end > bottom.num_axes:
+            raise self.error(
+                f"axis {self.axis} and the operand's {self.num_axes} axes reach beyond bottom 0 "
+                f"of shape {bottom.shape}"
+            )
+        return bottom.shape[self.axis : end] if self.num_axes else ()
+
+    def operand(self, bottom: list[Blob]) -> Blob:
+        """Return the blob that is spread."""
+        return bottom[1] if len(bottom) > 1 else self.blobs[0]
+
+    def view(self, array: Array) -> Array:
+        """View an array of bottom 0's shape as (before, operand, after)."""
+        return array.reshape(self.extents)
+
+    def spread(self, operand: Array) -> Array:
+        """View an operand so that it meets ``view`` element by element."""
+        return operand.reshape(1, -1, 1)
+
+    def add_operand_diff(
+        self, gradient: Array, bottom: list[Blob], propagate_down: list[bool]
+    ) -> None:
+        """Hand the operand's gradient, summed over what it was spread over, to its owner."""
+        if len(bottom) > 1:
+            if propagate_down[1]:
+                bottom[1].diff[...] = gradient.sum(axis=(0, 2)).reshape(bottom[1].shape)
+        elif self.param_propagate_down[0]:
+            self.blobs[0].diff[...] += gradient.sum(axis=(0, 2)).reshape(self.blobs[0].shape)
+
+
+@register("Bias")
+class Bias(SpreadOperand):
+    """y = x + b, b spread over x.
+
+    Bottoms: x, optionally b. Tops: y, x's shape. Parameter without a second bottom: b, filled
+    with 0.
+    Reference: Caffe's BiasLayer.
+    """
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.read_operand(self.param.bias_param, bottom, default=0)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        b = self.spread(self.operand(bottom).data)
+        self.xp.add(self.view(bottom[0].data), b, out=self.view(top[0].data))
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        self.add_operand_diff(self.view(top[0].diff), bottom, propagate_down)
+        if propagate_down[0] and top[0] is not bottom[0]:
+            bottom[0].diff[...] = top[0].diff
+
+
+@register("Scale")
+class Scale(SpreadOperand):
+    """y = x * a, or x * a + b with ``bias_term``; a and b spread over x.
+
+    Bottoms: x, optionally a. Tops: y, x's shape. Parameters: a (filled with 1) if it is not a
+    bottom; b (filled with 0), shaped like a.
+    Reference: Caffe's ScaleLayer.
+    """
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        param = self.param.scale_param
+        self.bias_term = param.bias_term
+        self.read_operand(param, bottom, default=1)
+        if self.bias_term:
+            self.add_blob(self.operand(bottom).shape, param.bias_filler)
+        self._x = SavedInput()
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        x, y = self._x.save(bottom[0], top[0]), self.view(top[0].data)
+        self.xp.multiply(self.view(x), self.spread(self.operand(bottom).data), out=y)
+        if self.bias_term:
+            y += self.spread(self.blobs[-1].data)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        dy = self.view(top[0].diff)
+        if self.bias_term and self.param_propagate_down[-1]:
+            bias = self.blobs[-1]
+            bias.diff[...] += dy.sum(axis=(0, 2)).reshape(bias.shape)
+        learned = len(bottom) == 1
+        if self.param_propagate_down[0] if learned else propagate_down[1]:
+            gradient = dy * self.view(self._x.load(bottom[0]))
+            self.add_operand_diff(gradient, bottom, propagate_down)
+        if propagate_down[0]:
+            a = self.spread(self.operand(bottom).data)
+            self.xp.multiply(dy, a, out=self.view(bottom[0].diff))
