@@ -13,6 +13,7 @@ from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
     loss,
     normalization,
     pooling,
+    recurrent,
     reduction,
     scale,
     selection,
