@@ -2,7 +2,7 @@
 
 usage: python scripts/make_digits.py [FOLDER]     (default: build/digits)
 
-Makes FOLDER/train/<digit>/*.png (1,437 images of 8x8 grey pixels), FOLDER/test/<digit>/*.png
+Makes FOLDER/train/<digit>/*.png (1,437 grey images), FOLDER/test/<digit>/*.png
 (360), which convert_imageset takes. The split is always the same, with the same share of every
 digit in both parts. Needs scikit-learn: pip install protocaffe[demo].
 """
@@ -18,12 +18,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 TEST_IMAGES = 360
+BORDER = 1
+"""Dark pixels around the 8x8 of each digit: room to crop 8x8 at random places in training."""
 
 
 def main(folder: Path) -> None:
     """Write both parts below the folder."""
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = np.pad(pixels, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
     train, test = train_test_split(
         np.arange(len(pixels)), test_size=TEST_IMAGES, stratify=digits.target, random_state=0
     )
