@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.nets import NETS
 from benchmarks.worker import PARTS
+from protocaffe.errors import did_you_mean
 
 LAYOUTS = ("contiguous", "channels_last")
 """PyTorch's memory formats, all of which are tried."""
@@ -171,6 +172,9 @@ def compare(net: str, options: argparse.Namespace) -> Result:
         BenchmarkError: the losses differ, or one side cannot run the net.
     """
     threads = options.threads
+    if net not in NETS and not Path(net).is_file():
+        guess = did_you_mean(net, NETS)
+        raise BenchmarkError(f"neither a file nor one of {', '.join(NETS)}{guess}")
     with (
         tempfile.TemporaryDirectory(prefix="compare_torch") as folder,
         started("benchmarks.protocaffe_worker", [folder], threads) as protocaffe,
@@ -183,24 +187,38 @@ def compare(net: str, options: argparse.Namespace) -> Result:
             image=options.input_shape,
             engine=options.engine,
         )
-        loss = {"protocaffe": protocaffe.ask("check")}
-        for layout in LAYOUTS:
-            loss[f"torch {layout}"] = torch.ask("check", layout=layout)
+        loss = first_losses(protocaffe, torch)
         check_losses(loss)
         variants = [*LAYOUTS, *(f"{each} compiled" for each in LAYOUTS if options.compile)]
         warm = [protocaffe.ask("time", iterations=1)]
         warm += [torch.ask("time", variant=each, iterations=1) for each in variants]
         iterations = options.iterations or fitting_iterations(warm)
-        ours: list[Times] = []
-        theirs: dict[str, list[Times]] = {variant: [] for variant in variants}
-        for _ in range(options.rounds):
-            ours.append(protocaffe.ask("time", iterations=iterations))
-            for variant in variants:
-                theirs[variant].append(torch.ask("time", variant=variant, iterations=iterations))
+        ours, theirs = take_turns(protocaffe, torch, variants, options.rounds, iterations)
         about = {variant: torch.ask("about", variant=variant) for variant in variants}
         return Result(
             net, facts["batch"], facts["parameters"], threads, iterations, loss, ours, theirs, about
         )
+
+
+def first_losses(protocaffe: Worker, torch: Worker) -> dict[str, list[float]]:
+    """Return every side's losses before and after one update."""
+    loss = {"protocaffe": protocaffe.ask("check")}
+    for layout in LAYOUTS:
+        loss[f"torch {layout}"] = torch.ask("check", layout=layout)
+    return loss
+
+
+def take_turns(
+    protocaffe: Worker, torch: Worker, variants: Sequence[str], rounds: int, iterations: int
+) -> tuple[list[Times], dict[str, list[Times]]]:
+    """Return the times of all rounds, protocaffe's and those of every variant of PyTorch."""
+    ours: list[Times] = []
+    theirs: dict[str, list[Times]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        ours.append(protocaffe.ask("time", iterations=iterations))
+        for variant in variants:
+            theirs[variant].append(torch.ask("time", variant=variant, iterations=iterations))
+    return ours, theirs
 
 
 def fitting_iterations(warm: Sequence[Times]) -> int:
@@ -240,7 +258,7 @@ def table(result: Result) -> str:
     about = result.about[result.best]
     lines = [
         f"  batch {result.batch}, {result.parameters / 1e6:.2f}M parameters, "
-        f"{result.threads} threads, {len(best)} rounds of {result.iterations} iterations",
+        f"{result.threads} threads, {len(best)} round(s) of {result.iterations} iteration(s)",
         f"  PyTorch {about['torch']} at its best: {result.best}, {about['optimizer']} SGD",
         "",
         f"  {'ms':10}{'protocaffe':>22}{'PyTorch':>22}{'PyTorch / protocaffe':>24}",
@@ -310,16 +328,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=positive, help="batch size (default: the net's)")
     parser.add_argument(
-        "--input-shape", type=image_shape, metavar="C,H,W",
+        "--input-shape",
+        type=image_shape,
+        metavar="C,H,W",
         help="shape of an image (default: the net's)",
     )
     parser.add_argument(
-        "--threads", type=positive, default=available_cores(),
+        "--threads",
+        type=positive,
+        default=available_cores(),
         help="threads on either side (default: all cores, here %(default)s)",
     )
     parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
     parser.add_argument(
-        "--iterations", type=positive,
+        "--iterations",
+        type=positive,
         help="iterations per turn (default: as many as take about a second)",
     )
     parser.add_argument("--engine", help="protocaffe's engine (default: its fastest)")
@@ -331,7 +354,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare every net asked for; return the exit code."""
+    """Compare every net asked for; return the exit code, 1 if any could not be compared."""
     options = parse(arguments)
     if find_spec("torch") is None:
         print("PyTorch is not installed; get it with: pip install -e '.[bench]'", file=sys.stderr)
@@ -343,12 +366,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(compare(net, options))
         except BenchmarkError as error:
             print(f"{net}: {error}", file=sys.stderr)
-            return 1
+            continue
         print(table(results[-1]), end="\n\n", flush=True)
     if options.json:
         content = {"machine": machine(), "results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0
+    return 0 if len(results) == len(options.nets) else 1
 
 
 if __name__ == "__main__":

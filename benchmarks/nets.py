@@ -96,7 +96,9 @@ class Builder:
     ) -> str:
         """An inner product; ``bias`` is what the biases start from."""
         parameters = {
-            "num_output": num_output, "weight_filler": weight_filler, **bias_fields(bias),
+            "num_output": num_output,
+            "weight_filler": weight_filler,
+            **bias_fields(bias),
         }
         return self.layer(
             "InnerProduct", name, [bottom], inner_product_param=parameters, param=specs
@@ -182,9 +184,7 @@ def cifar10_quick(batch: int = 100) -> caffe_pb2.NetParameter:
 def caffenet(batch: int = 32) -> caffe_pb2.NetParameter:
     """The BVLC reference CaffeNet: AlexNet on one device, pooling before normalisation."""
     net = Builder("CaffeNet")
-    conv = partial(
-        net.convolution, weight_filler=gaussian(0.01), specs=WEIGHTS_AND_BIAS_SPECS
-    )
+    conv = partial(net.convolution, weight_filler=gaussian(0.01), specs=WEIGHTS_AND_BIAS_SPECS)
     full = partial(net.inner_product, specs=WEIGHTS_AND_BIAS_SPECS)
     x = net.data((3, 227, 227), batch, std=60)
     x = net.relu("relu1", conv("conv1", x, 96, 11, stride=4))
@@ -210,14 +210,17 @@ def vgg16(batch: int = 8) -> caffe_pb2.NetParameter:
     ):
         for index in range(1, depth + 1):
             x = net.convolution(
-                f"conv{block}_{index}", x, channels, 3, pad=1,
-                weight_filler=MSRA, specs=WEIGHTS_AND_BIAS_SPECS,
+                f"conv{block}_{index}",
+                x,
+                channels,
+                3,
+                pad=1,
+                weight_filler=MSRA,
+                specs=WEIGHTS_AND_BIAS_SPECS,
             )
             x = net.relu(f"relu{block}_{index}", x)
         x = net.max_pool(f"pool{block}", x, 2, 2)
-    full = partial(
-        net.inner_product, weight_filler=gaussian(0.005), specs=WEIGHTS_AND_BIAS_SPECS
-    )
+    full = partial(net.inner_product, weight_filler=gaussian(0.005), specs=WEIGHTS_AND_BIAS_SPECS)
     for index in (6, 7):
         x = net.relu(f"relu{index}", full(f"fc{index}", x, 4096))
         x = net.dropout(f"drop{index}", x)
@@ -253,13 +256,26 @@ def googlenet(batch: int = 32) -> caffe_pb2.NetParameter:
 
 
 def conv_relu(
-    net: Builder, block: str, name: str, bottom: str, num_output: int, size: int,
-    pad: int = 0, stride: int = 1,
+    net: Builder,
+    block: str,
+    name: str,
+    bottom: str,
+    num_output: int,
+    size: int,
+    pad: int = 0,
+    stride: int = 1,
 ) -> str:
     """GoogLeNet's convolution ``block/name`` and the ReLU ``block/relu_name`` on it."""
     top = net.convolution(
-        f"{block}/{name}", bottom, num_output, size,
-        weight_filler=XAVIER, bias=0.2, specs=WEIGHTS_AND_BIAS_SPECS, pad=pad, stride=stride,
+        f"{block}/{name}",
+        bottom,
+        num_output,
+        size,
+        weight_filler=XAVIER,
+        bias=0.2,
+        specs=WEIGHTS_AND_BIAS_SPECS,
+        pad=pad,
+        stride=stride,
     )
     return net.relu(f"{block}/relu_{name.removesuffix('_s2')}", top)
 
@@ -308,8 +324,14 @@ def bottleneck(
 
     def conv(branch: str, x: str, num_output: int, size: int, stride: int = 1) -> str:
         top = net.convolution(
-            f"res{name}_{branch}", x, num_output, size,
-            pad=size // 2, stride=stride, weight_filler=MSRA, bias=None,
+            f"res{name}_{branch}",
+            x,
+            num_output,
+            size,
+            pad=size // 2,
+            stride=stride,
+            weight_filler=MSRA,
+            bias=None,
         )
         return net.batch_norm(f"bn{name}_{branch}", f"scale{name}_{branch}", top)
 
@@ -368,9 +390,19 @@ def mobilenet(batch: int = 16) -> caffe_pb2.NetParameter:
     x = conv("1", x, 32, 3, stride=2)
     channels = 32
     for name, num_output, stride in [
-        ("2_1", 64, 1), ("2_2", 128, 2), ("3_1", 128, 1), ("3_2", 256, 2), ("4_1", 256, 1),
-        ("4_2", 512, 2), ("5_1", 512, 1), ("5_2", 512, 1), ("5_3", 512, 1), ("5_4", 512, 1),
-        ("5_5", 512, 1), ("5_6", 1024, 2), ("6", 1024, 1),
+        ("2_1", 64, 1),
+        ("2_2", 128, 2),
+        ("3_1", 128, 1),
+        ("3_2", 256, 2),
+        ("4_1", 256, 1),
+        ("4_2", 512, 2),
+        ("5_1", 512, 1),
+        ("5_2", 512, 1),
+        ("5_3", 512, 1),
+        ("5_4", 512, 1),
+        ("5_5", 512, 1),
+        ("5_6", 1024, 2),
+        ("6", 1024, 1),
     ]:
         x = conv(f"{name}/dw", x, channels, 3, stride=stride, group=channels)
         x = conv(f"{name}/sep", x, num_output, 1)
@@ -380,13 +412,25 @@ def mobilenet(batch: int = 16) -> caffe_pb2.NetParameter:
 
 
 def conv_norm_relu(
-    net: Builder, name: str, bottom: str, num_output: int, size: int,
-    stride: int = 1, group: int = 1,
+    net: Builder,
+    name: str,
+    bottom: str,
+    num_output: int,
+    size: int,
+    stride: int = 1,
+    group: int = 1,
 ) -> str:
     """MobileNet's convolution ``conv<name>`` with BatchNorm, Scale and ReLU in place."""
     top = net.convolution(
-        f"conv{name}", bottom, num_output, size,
-        pad=size // 2, stride=stride, group=group, weight_filler=MSRA, bias=None,
+        f"conv{name}",
+        bottom,
+        num_output,
+        size,
+        pad=size // 2,
+        stride=stride,
+        group=group,
+        weight_filler=MSRA,
+        bias=None,
     )
     return net.relu(f"relu{name}", net.batch_norm(f"{top}/bn", f"{top}/scale", top))
 

@@ -140,7 +140,10 @@ def batch_norm(layer: Layer, owned: Sequence[bool]) -> Op:
     momentum, training, eps = 1 - p.moving_average_fraction, not p.use_global_stats, p.eps
 
     def op(
-        x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
@@ -255,7 +258,14 @@ OPS: dict[str, Callable[[Layer, Sequence[bool]], Op]] = {
 IGNORED = ("Accuracy", "Silence")
 
 OVERWRITABLE = (
-    "Convolution", "InnerProduct", "Pooling", "LRN", "BatchNorm", "Scale", "Eltwise", "Concat",
+    "Convolution",
+    "InnerProduct",
+    "Pooling",
+    "LRN",
+    "BatchNorm",
+    "Scale",
+    "Eltwise",
+    "Concat",
 )
 """Layers whose gradient does not need their own output."""
 
@@ -288,9 +298,7 @@ class TorchNet(nn.Module):
         TranslationError: a layer, or a setting of one, has no translation.
     """
 
-    def __init__(
-        self, net: caffe_pb2.NetParameter, weights: Mapping[str, Sequence[Array]]
-    ) -> None:
+    def __init__(self, net: caffe_pb2.NetParameter, weights: Mapping[str, Sequence[Array]]) -> None:
         super().__init__()
         self.inputs: list[str] = []
         self.multipliers: list[tuple[float, float]] = []
@@ -340,15 +348,16 @@ class TorchNet(nn.Module):
                 fresh += 1
         return numbered
 
-    def _add(
-        self, layer: Layer, weights: Sequence[Array], bottoms: list[int], top: int
-    ) -> None:
+    def _add(self, layer: Layer, weights: Sequence[Array], bottoms: list[int], top: int) -> None:
         if layer.type not in OPS:
             raise untranslatable(layer, f"the type (those that have: {', '.join(OPS)})")
         producer = self._producer.get(bottoms[0])
         if (
-            layer.type == "Scale" and scales_channels(layer) and self._readers[bottoms[0]] == 1
-            and producer is not None and producer.layer.type == "BatchNorm"
+            layer.type == "Scale"
+            and scales_channels(layer)
+            and self._readers[bottoms[0]] == 1
+            and producer is not None
+            and producer.layer.type == "BatchNorm"
         ):
             step = producer
             step.top = top

@@ -63,9 +63,7 @@ def first_losses(trainer: Trainer) -> list[float]:
     return [before, trainer.forward()]
 
 
-def serve(
-    actions: Mapping[str, Callable[..., Any]], refusals: tuple[type[Exception], ...]
-) -> None:
+def serve(actions: Mapping[str, Callable[..., Any]], refusals: tuple[type[Exception], ...]) -> None:
     """Carry out orders until standard input ends.
 
     Args:

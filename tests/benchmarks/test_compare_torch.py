@@ -36,7 +36,7 @@ def test_equal_losses_pass_and_are_printed(capsys):
     "losses", [[6.901, 6.801], [6.9, 6.81], [6.9, 6.9], [6.9, 7.0], [float("nan"), 6.8]]
 )
 def test_different_losses_are_refused(losses):
-    with pytest.raises(BenchmarkError, match="nothing was timed:.* of torch contiguous"):
+    with pytest.raises(BenchmarkError, match=r"nothing was timed:.* of torch contiguous"):
         check_losses({"protocaffe": [6.9, 6.8], "torch contiguous": losses})
 
 
@@ -125,6 +125,12 @@ def test_a_net_that_cannot_be_read_is_one_line(tmp_path, capsys):
     net.write_text('layer { nane: "x" }')
     assert main([str(net)]) == 1
     assert f"{net}:1:9" in capsys.readouterr().err
+
+
+@needs_torch
+def test_a_misspelt_net_gets_the_nearest_name(capsys):
+    assert main(["cafenet"]) == 1
+    assert "did you mean 'caffenet'" in capsys.readouterr().err
 
 
 def test_without_pytorch_the_way_out_is_named(monkeypatch, capsys):

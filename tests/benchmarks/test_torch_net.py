@@ -165,9 +165,7 @@ def caffe_pool(x, kernel, stride, pad, ave):
     starts = [index * stride - pad for index in range(size)]
     for i, top in enumerate(starts):
         for j, left in enumerate(starts):
-            window = x[
-                :, :, max(top, 0) : top + kernel, max(left, 0) : left + kernel
-            ]
+            window = x[:, :, max(top, 0) : top + kernel, max(left, 0) : left + kernel]
             if ave:
                 area = (min(top + kernel, extent + pad) - top) * (
                     min(left + kernel, extent + pad) - left
