@@ -149,16 +149,23 @@ class Storage:
         return self._host
 
 
-def aligned_empty(count: int, dtype: npt.DTypeLike, alignment: int = 64) -> Array:
-    """Return an uninitialised flat array that starts at a multiple of ``alignment`` bytes.
+def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised flat array, aligned to 64 bytes and followed by zeros up to there.
 
-    NumPy promises 16 bytes only, which costs vector kernels up to a tenth of their speed.
+    NumPy promises 16 bytes only, which costs vector kernels up to a tenth of their speed; and
+    kernels over blocked channels read whole vectors beyond the end.
     """
     dtype = np.dtype(dtype)
     size = count * dtype.itemsize
-    raw = np.empty(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
+    padded = -(-size // ALIGNMENT) * ALIGNMENT
+    raw = np.empty(padded + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    raw[start + size : start + padded] = 0
     return raw[start : start + size].view(dtype)
+
+
+ALIGNMENT = 64
+"""Bytes of a cache line, and of the widest vectors."""
 
 
 class Blob:

@@ -104,7 +104,9 @@ class Net:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
-        self._seed = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        self._seed = (
+            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        )
         text, where = _read(source)
         if state is None:
             full_state = merge_state(text, phase, level, stages)
@@ -218,7 +220,9 @@ class Net:
             message.CopyFrom(layer.param)
             del message.blobs[:]
             for blob in layer.blobs:
-                array_to_blob(blob.data_storage.host_read().reshape(blob.shape), message.blobs.add())
+                array_to_blob(
+                    blob.data_storage.host_read().reshape(blob.shape), message.blobs.add()
+                )
                 if diff:
                     message.blobs[-1].diff.extend(blob.diff_storage.host_read())
         return param
@@ -325,7 +329,7 @@ class Net:
             if spec.name:
                 self._owners[spec.name] = learnable
 
-    def _decide_backward(self) -> list[LayerNode]:
+    def _decide_backward(self) -> list[LayerNode[Layer]]:
         facts = [
             BackwardFacts(
                 bottoms=node.bottoms,
@@ -351,7 +355,9 @@ class Net:
 
     def _share_parameters(self, other: Net) -> None:
         for name, blobs in self.params.items():
-            for index, (mine, theirs) in enumerate(zip(blobs, other.params.get(name, []), strict=False)):
+            for index, (mine, theirs) in enumerate(
+                zip(blobs, other.params.get(name, []), strict=False)
+            ):
                 if mine.shape != theirs.shape:
                     raise NetError(
                         f"layer '{name}' parameter {index} has shape {mine.shape} here but "
@@ -382,7 +388,9 @@ class Net:
         return self._free_shapes() != self._planned_shapes
 
     def _reshape_from(self, start: int) -> None:
-        for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[start:]:
+        for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
+            start:
+        ]:
             _guarded(layer, layer.reshape, bottoms, tops)
             _fill_loss_weights(layer, tops)
         self._plan = self.engine.plan(self._nodes)
@@ -428,9 +436,7 @@ def _read(
     return text, None
 
 
-def _graph(
-    text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.NetState
-) -> Graph:
+def _graph(text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.NetState) -> Graph:
     graph = build_graph(text, state, where)
     for message in graph.filtered:
         logger.info("%s", message)
@@ -463,9 +469,7 @@ def _fill_loss_weights(layer: Layer, tops: Sequence[Blob]) -> None:
             top.diff_storage.host_overwrite().fill(weight)
 
 
-def _share(
-    layer: Layer, blob: Blob, spec: caffe_pb2.ParamSpec, owner: LearnableParam
-) -> None:
+def _share(layer: Layer, blob: Blob, spec: caffe_pb2.ParamSpec, owner: LearnableParam) -> None:
     """Make a parameter use its owner's memory, and settle the multipliers between them."""
     permissive = spec.share_mode == caffe_pb2.ParamSpec.PERMISSIVE
     mine, theirs = (blob.count, owner.blob.count) if permissive else (blob.shape, owner.blob.shape)

@@ -52,7 +52,7 @@ def load_weights(
 
 def _shape(proto: caffe_pb2.BlobProto) -> tuple[int, ...]:
     legacy = ("num", "channels", "height", "width")
-    if any(proto.HasField(field) for field in legacy):  # type: ignore[arg-type]
+    if any(proto.HasField(field) for field in legacy):
         return tuple(getattr(proto, field) for field in legacy)
     return tuple(proto.shape.dim)
 

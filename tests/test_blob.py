@@ -93,7 +93,10 @@ def test_memory_is_aligned() -> None:
     assert all(aligned_empty(n, np.float32).ctypes.data % 64 == 0 for n in (1, 7, 1000))
 
 
-@given(st.lists(st.sampled_from("host_read host_write native_read native_write zero bind".split())))
+MOVES = ["host_read", "host_write", "native_read", "native_write", "zero", "bind"]
+
+
+@given(st.lists(st.sampled_from(MOVES)))
 def test_truth_follows_every_order_of_reads_and_writes(moves: list[str]) -> None:
     """Whoever reads, on either side, sees the last number written, on either side."""
     storage = Storage(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from protocaffe.blob import Array, Blob, Storage, Truth
 from protocaffe.layers import Layer
 
 Work = Callable[[], None]
+AnyLayer = TypeVar("AnyLayer", bound=Layer, covariant=True)
 
 
 @dataclass
-class LayerNode:
+class LayerNode(Generic[AnyLayer]):
     """A layer with the blobs it is wired to and what backward wants of it.
 
     Attributes:
@@ -28,7 +29,7 @@ class LayerNode:
     """
 
     index: int
-    layer: Layer
+    layer: AnyLayer
     bottoms: list[Blob]
     tops: list[Blob]
     propagate_down: list[bool]
@@ -43,14 +44,14 @@ class Plan:
         backward: per layer, those of its backward pass.
     """
 
-    def __init__(self, nodes: Sequence[LayerNode]) -> None:
+    def __init__(self, nodes: Sequence[LayerNode[Layer]]) -> None:
         self.nodes = nodes
         self.forward: list[list[Work]] = [[] for _ in nodes]
         self.backward: list[list[Work]] = [[] for _ in nodes]
         for node in nodes:
             self.add(node)
 
-    def add(self, node: LayerNode) -> None:
+    def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work; here, its own code."""
         self.forward[node.index].append(_own_forward(node))
         if node.needs_backward:
@@ -78,7 +79,7 @@ class Engine:
     name: ClassVar[str] = "numpy"
     xp: Any = np
 
-    def plan(self, nodes: Sequence[LayerNode]) -> Plan:
+    def plan(self, nodes: Sequence[LayerNode[Layer]]) -> Plan:
         """Bind the work of a net whose blobs have their shapes."""
         return Plan(nodes)
 
@@ -116,19 +117,18 @@ class MomentumUpdate:
     ) -> None:
         self._engine = engine
         self._storages = (weight, diff, history)
-        self._momentum = weight.dtype.type(momentum)
+        self._momentum = momentum
         self._scratch = np.empty(min(CHUNK, weight.count), weight.dtype)
 
     def __call__(self, gradient_scale: float, weight_scale: float) -> None:
         views = self._engine.flat_views(*self._storages)
-        number = views[0].dtype.type
         for start in range(0, views[0].size, CHUNK):
             w, g, h = (view[start : start + CHUNK] for view in views)
             term = self._scratch[: w.size]
             h *= self._momentum
-            h += np.multiply(g, number(gradient_scale), out=term)
+            h += np.multiply(g, gradient_scale, out=term)
             if weight_scale:
-                h += np.multiply(w, number(weight_scale), out=term)
+                h += np.multiply(w, weight_scale, out=term)
             w -= h
 
 
@@ -136,7 +136,7 @@ CHUNK = 1 << 16
 """Numbers per step of an element-wise pass: three arrays of them fit a second-level cache."""
 
 
-def _own_forward(node: LayerNode) -> Work:
+def _own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
     written = {id(top.data_storage) for top in tops}
@@ -151,7 +151,7 @@ def _own_forward(node: LayerNode) -> Work:
     return run
 
 
-def _own_backward(node: LayerNode) -> Work:
+def _own_backward(node: LayerNode[Layer]) -> Work:
     """The layer's own backward over host arrays."""
     layer, bottoms, tops, wanted = node.layer, node.bottoms, node.tops, node.propagate_down
     written = {id(b.diff_storage) for b, want in zip(bottoms, wanted, strict=True) if want}

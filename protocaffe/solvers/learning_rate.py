@@ -55,7 +55,7 @@ class LearningRate:
         if not param.HasField("base_lr"):
             raise SolverError("base_lr is missing; give the solver a learning rate")
         for field in NEEDS[policy]:
-            if not param.HasField(field):  # type: ignore[arg-type]
+            if not param.HasField(field):
                 raise SolverError(f"lr_policy '{policy}' needs the field {field}")
         if "gamma" in NEEDS[policy] and param.gamma < 0:
             raise SolverError(f"gamma must not be negative, got {param.gamma:g}")

@@ -309,9 +309,7 @@ class Solver:
         if param.average_loss < 1:
             raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
         if param.regularization_type not in ("L1", "L2"):
-            raise SolverError(
-                f"regularization_type is L1 or L2, not '{param.regularization_type}'"
-            )
+            raise SolverError(f"regularization_type is L1 or L2, not '{param.regularization_type}'")
         if param.snapshot and param.snapshot_format != caffe_pb2.SolverParameter.BINARYPROTO:
             raise SolverError("snapshot_format HDF5 is not available yet; use BINARYPROTO")
         if param.snapshot:
@@ -320,7 +318,7 @@ class Solver:
     def _train_net(self) -> Net:
         param = self.param
         fields = ("net", "net_param", "train_net", "train_net_param")
-        given = [field for field in fields if param.HasField(field)]  # type: ignore[arg-type]
+        given = [field for field in fields if param.HasField(field)]
         if len(given) != 1:
             raise SolverError(
                 f"exactly one of {', '.join(fields)} must name the training net; "
@@ -336,7 +334,7 @@ class Solver:
     def _test_nets(self) -> list[Net]:
         param = self.param
         sources: list[str | caffe_pb2.NetParameter] = [*param.test_net_param, *param.test_net]
-        generic = [getattr(param, f) for f in ("net_param", "net") if param.HasField(f)]  # type: ignore[arg-type]
+        generic = [getattr(param, f) for f in ("net_param", "net") if param.HasField(f)]
         wanted = len(param.test_iter)
         if len(sources) > wanted or (len(sources) < wanted and not generic):
             raise SolverError(
@@ -368,6 +366,4 @@ class Solver:
         shared: Net | None,
     ) -> Net:
         (seed,) = self._seeds.spawn(1)
-        return Net(
-            source, phase, state=state, engine=self.engine, seed=seed, shared=shared
-        )
+        return Net(source, phase, state=state, engine=self.engine, seed=seed, shared=shared)

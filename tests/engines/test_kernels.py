@@ -211,7 +211,9 @@ def test_batch_norm_scale_relu(
     text += layer(
         "bn", "BatchNorm", *names[:2], f"batch_norm_param {{ use_global_stats: {stats} eps: 0.01 }}"
     )
-    text += layer("scale", "Scale", *names[1:3], f"scale_param {{ bias_term: {str(bias).lower()} }}")
+    text += layer(
+        "scale", "Scale", *names[1:3], f"scale_param {{ bias_term: {str(bias).lower()} }}"
+    )
     text += layer("relu", "ReLU", *names[2:4])
     assert_engines_agree(text)
 

@@ -45,9 +45,11 @@ def test_propagate_down_false_cuts_what_only_feeds_that_bottom() -> None:
 
 
 def test_propagate_down_true_asks_but_makes_no_layer_run() -> None:
-    assert decided(
-        facts("-> x"), facts("x -> a", down="t"), facts("a -> loss", loss=True)
-    ) == [(False, []), (False, [False]), (False, [False])]
+    assert decided(facts("-> x"), facts("x -> a", down="t"), facts("a -> loss", loss=True)) == [
+        (False, []),
+        (False, [False]),
+        (False, [False]),
+    ]
 
 
 def test_force_asks_for_everything_that_allows_it() -> None:

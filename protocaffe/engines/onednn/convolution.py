@@ -21,6 +21,7 @@ from protocaffe.engines.onednn.primitives import (
     operation,
     reorder,
 )
+from protocaffe.layers import Layer
 from protocaffe.layers.convolution import Convolution
 from protocaffe.layers.inner_product import InnerProduct
 
@@ -44,13 +45,15 @@ class Passes:
         return not any(each is not None and each.is_reference for each in made)
 
 
-def _relu_attributes(plan: OneDnnPlan, relu: LayerNode | None) -> Attributes | None:
+def _relu_attributes(plan: OneDnnPlan, relu: LayerNode[Layer] | None) -> Attributes | None:
     if relu is None:
         return None
     return Attributes(plan.runtime).relu(relu.layer.param.relu_param.negative_slope)
 
 
-def _bind(plan: OneDnnPlan, node: LayerNode, passes: Passes, relu: LayerNode | None) -> None:
+def _bind(
+    plan: OneDnnPlan, node: LayerNode[Layer], passes: Passes, relu: LayerNode[Layer] | None
+) -> None:
     """Add the forward and backward work of a layer with weights to the plan."""
     if relu is not None:
         plan.fuse(relu)
@@ -64,7 +67,7 @@ def _bind(plan: OneDnnPlan, node: LayerNode, passes: Passes, relu: LayerNode | N
             dnn.ARG_SRC: source,
             dnn.ARG_WEIGHTS: weights,
             dnn.ARG_BIAS: bias,
-            dnn.ARG_DST: plan.top(top, passes.dst),
+            dnn.ARG_DST: plan.top(node, 0, passes.dst),
         },
     )
     plan.add_forward(node, forward, (bottom, *blobs), (top,))
@@ -91,7 +94,7 @@ def _bind(plan: OneDnnPlan, node: LayerNode, passes: Passes, relu: LayerNode | N
 
 def _bind_backward_weights(
     plan: OneDnnPlan,
-    node: LayerNode,
+    node: LayerNode[Layer],
     passes: Passes,
     made: Operation,
     source: NativeArray,
@@ -110,7 +113,7 @@ def _bind_backward_weights(
     )
 
 
-def _weights(plan: OneDnnPlan, node: LayerNode, blob: Blob, layout: Layout) -> NativeArray:
+def _weights(plan: OneDnnPlan, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
     """Return the weights in the layout the operation chose, copied if another net settled one."""
     native = plan.parameter(blob, layout)
     if native.layout == layout:
@@ -123,18 +126,19 @@ def _weights(plan: OneDnnPlan, node: LayerNode, blob: Blob, layout: Layout) -> N
 def _settled(blob: Blob, shape: tuple[int, ...]) -> Layout | None:
     """The layout that the weights already have from another plan, if it is of this shape."""
     native = blob.data_storage.native
-    fits = isinstance(native, NativeArray) and native.layout.shape == shape
-    return native.layout if fits else None
+    if isinstance(native, NativeArray) and native.layout.shape == shape:
+        return native.layout
+    return None
 
 
-def _wants(node: LayerNode) -> tuple[bool, bool]:
+def _wants(node: LayerNode[Layer]) -> tuple[bool, bool]:
     """Whether the bottom's gradient and any parameter's gradient are to be computed."""
     data = node.needs_backward and node.propagate_down[0]
     return data, node.needs_backward and any(node.layer.param_propagate_down)
 
 
 @kernel(Convolution)
-def convolution(plan: OneDnnPlan, node: LayerNode) -> bool:
+def convolution(plan: OneDnnPlan, node: LayerNode[Convolution]) -> bool:
     """2-D convolution of one bottom; others run the layer's own code."""
     bottom = node.bottoms[0]
     geometry = node.layer.geometry
@@ -151,7 +155,9 @@ def convolution(plan: OneDnnPlan, node: LayerNode) -> bool:
     return False
 
 
-def _convolution_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[tuple[Layout, Layout]]:
+def _convolution_layouts(
+    plan: OneDnnPlan, node: LayerNode[Convolution]
+) -> Iterator[tuple[Layout, Layout]]:
     """Layouts of bottom and top to try, the one that is best in whole nets first.
 
     Blocked channels throughout beat what oneDNN picks layer by layer, because no reorders
@@ -168,14 +174,14 @@ def _convolution_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[tuple[La
 FEW_CHANNELS = 8
 
 
-def _weight_shape(node: LayerNode) -> tuple[int, ...]:
+def _weight_shape(node: LayerNode[Convolution]) -> tuple[int, ...]:
     geometry, shape = node.layer.geometry, node.layer.blobs[0].shape
     if geometry.group == 1:
         return shape
     return (geometry.group, shape[0] // geometry.group, *shape[1:])
 
 
-def _weight_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[Layout]:
+def _weight_layouts(plan: OneDnnPlan, node: LayerNode[Convolution]) -> Iterator[Layout]:
     shape = _weight_shape(node)
     settled = _settled(node.layer.blobs[0], shape)
     if settled is not None:
@@ -185,7 +191,7 @@ def _weight_layouts(plan: OneDnnPlan, node: LayerNode) -> Iterator[Layout]:
 
 def _convolution_passes(
     plan: OneDnnPlan,
-    node: LayerNode,
+    node: LayerNode[Convolution],
     src: Layout,
     weights: Layout,
     dst: Layout,
@@ -246,7 +252,7 @@ def _first_fast(
 
 
 @kernel(InnerProduct)
-def inner_product(plan: OneDnnPlan, node: LayerNode) -> bool:
+def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
     """Inner product over the flattened bottom, in two dimensions.
 
     The bottom is reordered to plain 2-D even where it comes blocked: given the 4-D blob,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import c_void_p
+from functools import partial
 
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
@@ -15,6 +16,7 @@ from protocaffe.engines.onednn.primitives import (
     reorder,
     summation,
 )
+from protocaffe.layers import Layer
 from protocaffe.layers.activation import ReLU
 from protocaffe.layers.eltwise import Eltwise
 from protocaffe.layers.shape import Concat, Split
@@ -22,7 +24,7 @@ from protocaffe.proto import caffe_pb2
 
 
 @kernel(ReLU)
-def relu(plan: OneDnnPlan, node: LayerNode) -> bool:
+def relu(plan: OneDnnPlan, node: LayerNode[ReLU]) -> bool:
     """ReLU; where an earlier kernel has fused it, only its backward is left to do."""
     bottom, top = node.bottoms[0], node.tops[0]
     slope = node.layer.param.relu_param.negative_slope
@@ -36,8 +38,9 @@ def relu(plan: OneDnnPlan, node: LayerNode) -> bool:
     )
     if forward is None:
         return False
-    source, target = plan.source(node, bottom, layout), plan.top(top, layout)
+    source = target = plan.source(node, bottom, layout)
     if not plan.is_fused(node):
+        target = plan.top(node, 0, layout)
         arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target}
         plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if node.needs_backward and node.propagate_down[0]:
@@ -59,7 +62,7 @@ def relu(plan: OneDnnPlan, node: LayerNode) -> bool:
 
 
 @kernel(Eltwise)
-def eltwise_sum(plan: OneDnnPlan, node: LayerNode) -> bool:
+def eltwise_sum(plan: OneDnnPlan, node: LayerNode[Eltwise]) -> bool:
     """``SUM`` with any coefficients, bottoms in one layout; others run the layer's own code."""
     layer, bottoms, top = node.layer, node.bottoms, node.tops[0]
     if layer.operation != caffe_pb2.EltwiseParameter.SUM:
@@ -68,7 +71,7 @@ def eltwise_sum(plan: OneDnnPlan, node: LayerNode) -> bool:
     sources = [plan.source(node, bottom, layout) for bottom in bottoms]
     if any(bottom is top for bottom in bottoms[1:]):
         return False  # oneDNN's sum may write over its first source only
-    forward = _weighted_sum(sources, plan.top(top, layout), layer.coeffs)
+    forward = _weighted_sum(sources, plan.top(node, 0, layout), layer.coeffs)
     plan.add_forward(node, forward, bottoms, (top,))
     if not node.needs_backward:
         return True
@@ -81,14 +84,14 @@ def eltwise_sum(plan: OneDnnPlan, node: LayerNode) -> bool:
         if node.propagate_down[index] and not in_place:
             plan.add_bottom_gradient(
                 node,
-                lambda into, c=coefficient: _weighted_sum([gradient], into, [c]),
+                partial(_weighted_copy, gradient, coefficient),
                 layout,
                 index=index,
             )
     return True
 
 
-def _common_layout(plan: OneDnnPlan, node: LayerNode) -> Layout:
+def _common_layout(plan: OneDnnPlan, node: LayerNode[Layer]) -> Layout:
     """The bottoms' own layout if they agree, else the first one's."""
     common = elementwise_layouts(plan, node)
     return common or Layout.plain(plan.runtime, node.bottoms[0].shape)
@@ -102,20 +105,22 @@ def _weighted_sum(
     return summation(sources, target, coefficients)
 
 
+def _weighted_copy(source: NativeArray, coefficient: float, target: NativeArray) -> Primitive:
+    return _weighted_sum([source], target, [coefficient])
+
+
 @kernel(Split)
-def split(plan: OneDnnPlan, node: LayerNode) -> bool:
+def split(plan: OneDnnPlan, node: LayerNode[Split]) -> bool:
     """The tops share the bottom's data; the gradient is one n-ary sum."""
     bottom = node.bottoms[0]
     if node.needs_backward and node.propagate_down[0]:
         gradients = [plan.diff(top) for top in node.tops]
-        plan.add_bottom_gradient(
-            node, lambda into: summation(gradients, into), plan.layout(bottom)
-        )
+        plan.add_bottom_gradient(node, lambda into: summation(gradients, into), plan.layout(bottom))
     return True
 
 
 @kernel(Concat)
-def concat(plan: OneDnnPlan, node: LayerNode) -> bool:
+def concat(plan: OneDnnPlan, node: LayerNode[Concat]) -> bool:
     """Concatenation along channels of 2-D or 4-D blobs."""
     bottoms, top = node.bottoms, node.tops[0]
     if len(bottoms) == 1:
@@ -130,7 +135,7 @@ def concat(plan: OneDnnPlan, node: LayerNode) -> bool:
     forward = operation(runtime, "concat", dst, len(bottoms), axis, handles, None)
     if forward is None:
         return False
-    arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: plan.top(top, dst)}
+    arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: plan.top(node, 0, dst)}
     for index, (bottom, layout) in enumerate(zip(bottoms, layouts, strict=True)):
         arrays[dnn.ARG_MULTIPLE_SRC + index] = plan.source(node, bottom, layout)
     plan.add_forward(node, Primitive(forward, arrays), bottoms, (top,))
@@ -139,7 +144,7 @@ def concat(plan: OneDnnPlan, node: LayerNode) -> bool:
     return True
 
 
-def _concat_backward(plan: OneDnnPlan, node: LayerNode, axis: int, layout: Layout) -> None:
+def _concat_backward(plan: OneDnnPlan, node: LayerNode[Layer], axis: int, layout: Layout) -> None:
     gradient = plan.diff(node.tops[0])
     offset = [0] * node.tops[0].num_axes
     for index, bottom in enumerate(node.bottoms):
@@ -151,9 +156,7 @@ def _concat_backward(plan: OneDnnPlan, node: LayerNode, axis: int, layout: Layou
             piece = NativeArray(part, gradient.values)
             plan.add_bottom_gradient(
                 node,
-                lambda into, piece=piece: reorder(piece, into),
+                partial(reorder, piece),
                 plan.layout(bottom),
                 index=index,
             )
-
-

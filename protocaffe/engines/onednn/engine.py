@@ -21,6 +21,7 @@ from protocaffe.engines.onednn.primitives import (
     Runtime,
     operation,
 )
+from protocaffe.layers import Layer
 
 KERNEL_MODULES = (convolution, elementwise, normalization, pooling)
 """Importing them registers their kernels."""
@@ -38,7 +39,7 @@ class OneDnnEngine(Engine):
     def __init__(self) -> None:
         self.runtime = Runtime()
 
-    def plan(self, nodes: Sequence[LayerNode]) -> Plan:
+    def plan(self, nodes: Sequence[LayerNode[Layer]]) -> Plan:
         """Bind a net's work to primitives; float64 nets run the layers' own code."""
         return OneDnnPlan(self.runtime, nodes)
 
@@ -69,7 +70,12 @@ class OneDnnMomentumUpdate(MomentumUpdate):
     """The momentum update as ``add`` and ``subtract`` primitives, bound at the first call."""
 
     def __init__(
-        self, engine: OneDnnEngine, weight: Storage, diff: Storage, history: Storage, momentum: float
+        self,
+        engine: OneDnnEngine,
+        weight: Storage,
+        diff: Storage,
+        history: Storage,
+        momentum: float,
     ) -> None:
         self._engine: OneDnnEngine = engine
         self._storages = (weight, diff, history)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,16 +26,21 @@ from protocaffe.engines.onednn.primitives import (
 )
 from protocaffe.layers import Layer
 
-Kernel = Callable[["OneDnnPlan", LayerNode], bool]
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
+Kernel = Callable[["OneDnnPlan", LayerNode[AnyLayer]], bool]
 """Adds a layer's work to the plan, or returns False to leave the layer to its own code."""
 
-kernels: dict[type[Layer], Kernel] = {}
+kernels: dict[type[Layer], Kernel[Any]] = {}
+keeps_input: set[type[Layer]] = set()
+"""Layers whose kernels need their bottom's data again in backward, in place too."""
 
 
-def kernel(layer_class: type[Layer]) -> Callable[[Kernel], Kernel]:
+def kernel(
+    layer_class: type[AnyLayer],
+) -> Callable[[Kernel[AnyLayer]], Kernel[AnyLayer]]:
     """Decorator: the function builds the work of this layer class (not of its subclasses)."""
 
-    def decorate(build: Kernel) -> Kernel:
+    def decorate(build: Kernel[AnyLayer]) -> Kernel[AnyLayer]:
         kernels[layer_class] = build
         return build
 
@@ -65,13 +71,14 @@ class OneDnnPlan(Plan):
         nodes: the net's layers with their blobs, shapes known.
     """
 
-    def __init__(self, runtime: Runtime, nodes: Sequence[LayerNode]) -> None:
+    def __init__(self, runtime: Runtime, nodes: Sequence[LayerNode[Layer]]) -> None:
         self.runtime = runtime
         self._copies: dict[int, list[NativeArray]] = {}
+        self._versions: dict[int, NativeArray] = {}
         self._fused: set[int] = set()
         super().__init__(nodes)
 
-    def add(self, node: LayerNode) -> None:
+    def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: its kernel if there is one for it, else its own code."""
         build = kernels.get(type(node.layer))
         blobs = [*node.bottoms, *node.tops]
@@ -81,6 +88,7 @@ class OneDnnPlan(Plan):
             or any(blob.count == 0 or blob.dtype != np.float32 for blob in blobs)
             or not build(self, node)
         ):
+            self._settle_versions(node)
             super().add(node)
             self._forget_copies([top.data_storage for top in node.tops])
 
@@ -91,9 +99,30 @@ class OneDnnPlan(Plan):
         layout = self._array(blob.data_storage, blob).layout
         return layout if layout.shape == blob.shape else Layout.plain(self.runtime, blob.shape)
 
-    def top(self, blob: Blob, layout: Layout) -> NativeArray:
-        """Return the memory for a top's data in the layout its producer chose."""
-        return self._bound(blob.data_storage, layout)
+    def top(
+        self, node: LayerNode[Layer], index: int, layout: Layout, keep: bool = False
+    ) -> NativeArray:
+        """Return the memory for a top's data in the layout its producer chose.
+
+        Where the next layer overwrites the blob in place although what it reads is needed
+        again in backward, the data goes to private memory and only that layer sees it.
+        Kernels that may work in place ask for their source before their top.
+
+        Args:
+            node: the producer.
+            index: which top.
+            layout: how the data lies.
+            keep: whether the producer itself needs the data in backward.
+        """
+        blob = node.tops[index]
+        storage = blob.data_storage
+        self._versions.pop(id(storage), None)
+        bound = self._bound(storage, layout)
+        reader = self._next_reader(node, blob)
+        overwritten = reader is not None and any(top is blob for top in reader.tops)
+        if not overwritten or reader is None or not (keep or type(reader.layer) in keeps_input):
+            return bound
+        return self._versions.setdefault(id(storage), NativeArray(layout))
 
     def diff(self, blob: Blob) -> NativeArray:
         """Return the memory of a blob's diff, in the layout of its data."""
@@ -106,10 +135,10 @@ class OneDnnPlan(Plan):
             return native
         return self._bound(blob.data_storage, layout)
 
-    def source(self, node: LayerNode, blob: Blob, layout: Layout) -> NativeArray:
+    def source(self, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
         """Return the blob's data in the wanted layout, reordered in the forward pass if needed."""
         storage = blob.data_storage
-        array = self._array(storage, blob)
+        array = self._versions.get(id(storage)) or self._array(storage, blob)
         same = _same_memory(array, layout)
         if same is not None:
             return same
@@ -122,7 +151,7 @@ class OneDnnPlan(Plan):
         self._copies[id(storage)].append(copy)
         return copy
 
-    def gradient_in(self, node: LayerNode, blob: Blob, layout: Layout) -> NativeArray:
+    def gradient_in(self, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
         """Return a top's diff in the wanted layout, reordered in the backward pass if needed."""
         array = self.diff(blob)
         same = _same_memory(array, layout)
@@ -134,7 +163,7 @@ class OneDnnPlan(Plan):
         return copy
 
     def add_forward(
-        self, node: LayerNode, run: Work, reads: Sequence[Blob], writes: Sequence[Blob]
+        self, node: LayerNode[Layer], run: Work, reads: Sequence[Blob], writes: Sequence[Blob]
     ) -> None:
         """Append a piece of forward work over the data of these blobs."""
         written = [blob.data_storage for blob in writes]
@@ -144,7 +173,7 @@ class OneDnnPlan(Plan):
 
     def add_backward(
         self,
-        node: LayerNode,
+        node: LayerNode[Layer],
         run: Work,
         data: Sequence[Blob] = (),
         diffs: Sequence[Blob] = (),
@@ -157,7 +186,7 @@ class OneDnnPlan(Plan):
 
     def add_bottom_gradient(
         self,
-        node: LayerNode,
+        node: LayerNode[Layer],
         make: Callable[[NativeArray], Primitive],
         layout: Layout,
         data: Sequence[Blob] = (),
@@ -187,7 +216,7 @@ class OneDnnPlan(Plan):
 
     def add_parameter_gradients(
         self,
-        node: LayerNode,
+        node: LayerNode[Layer],
         make: Callable[[list[NativeArray]], Primitive],
         blobs: Sequence[Blob],
         layouts: Sequence[Layout],
@@ -204,40 +233,47 @@ class OneDnnPlan(Plan):
             data: blobs whose data the primitive reads.
             writes: bottoms whose diff the primitive overwrites by the way.
         """
-        targets = []
-        for blob, layout in zip(blobs, layouts, strict=True):
+        targets, wanted, wanted_layouts = [], [], []
+        unwanted: dict[int, NativeArray] = {}
+        for index, (blob, layout) in enumerate(zip(blobs, layouts, strict=True)):
+            if not node.layer.param_propagate_down[index]:
+                unwanted[index] = NativeArray(layout)
+                continue
             native = blob.data_storage.native
             own = native.layout if isinstance(native, NativeArray) else layout
             targets.append(self._bound(blob.diff_storage, own))
-        storages = [blob.diff_storage for blob in blobs]
-        work = Accumulation(storages, targets, layouts, make)
+            wanted.append(blob.diff_storage)
+            wanted_layouts.append(layout)
+
+        def make_all(into: list[NativeArray]) -> Primitive:
+            rest = iter(into)
+            return make([unwanted.get(i) or next(rest) for i in range(len(blobs))])
+
+        work = Accumulation(wanted, targets, wanted_layouts, make_all)
         self.add_backward(node, work, data, node.tops, writes)
 
-    def fusable_relu(self, node: LayerNode) -> LayerNode | None:
+    def fusable_relu(self, node: LayerNode[Layer]) -> LayerNode[Layer] | None:
         """Return the in-place ReLU that alone reads the layer's top, if it can be fused.
 
         Nobody can see the difference: the blob holds the ReLU's result either way.
         """
         top = node.tops[0]
-        for later in self.nodes[node.index + 1 :]:
-            if not any(blob is top for blob in later.bottoms):
-                continue
-            layer = later.layer
-            fits = (
-                layer.type == "ReLU"
-                and later.tops[0] is top
-                and layer.param.relu_param.negative_slope >= 0
-                and not forced_own_code(layer)
-                and not any(node.layer.loss_weights)
-            )
-            return later if fits else None
-        return None
+        reader = self._next_reader(node, top)
+        fits = (
+            reader is not None
+            and reader.layer.type == "ReLU"
+            and reader.tops[0] is top
+            and reader.layer.param.relu_param.negative_slope >= 0
+            and not forced_own_code(reader.layer)
+            and not any(node.layer.loss_weights)
+        )
+        return reader if fits else None
 
-    def fuse(self, relu: LayerNode) -> None:
+    def fuse(self, relu: LayerNode[Layer]) -> None:
         """Note that a layer's forward is done by an earlier layer's kernel."""
         self._fused.add(relu.index)
 
-    def is_fused(self, node: LayerNode) -> bool:
+    def is_fused(self, node: LayerNode[Layer]) -> bool:
         """Whether an earlier kernel already does this layer's forward."""
         return node.index in self._fused
 
@@ -245,10 +281,11 @@ class OneDnnPlan(Plan):
 
     def _bound(self, storage: Storage, layout: Layout) -> NativeArray:
         native = storage.native
-        if not isinstance(native, NativeArray) or native.layout != layout:
-            native = NativeArray(layout)
-            storage.bind(native)
-        return native
+        same = _same_memory(native, layout) if isinstance(native, NativeArray) else None
+        if same is None:
+            same = NativeArray(layout)
+            storage.bind(same)
+        return same
 
     def _array(self, storage: Storage, blob: Blob) -> NativeArray:
         native = storage.native
@@ -274,6 +311,18 @@ class OneDnnPlan(Plan):
             source = flat
         alias = NativeArray(Layout.plain(runtime, shapes[1]), source.values)
         return [*works, reorder(alias, target)]
+
+    def _next_reader(self, node: LayerNode[Layer], blob: Blob) -> LayerNode[Layer] | None:
+        later = self.nodes[node.index + 1 :]
+        return next((each for each in later if any(b is blob for b in each.bottoms)), None)
+
+    def _settle_versions(self, node: LayerNode[Layer]) -> None:
+        """Bring private versions into the blobs that own code is about to read."""
+        for blob in node.bottoms:
+            version = self._versions.pop(id(blob.data_storage), None)
+            if version is not None:
+                copy = reorder(version, self._array(blob.data_storage, blob))
+                self.add_forward(node, copy, (), (blob,))
 
     def _forget_copies(self, storages: Sequence[Storage]) -> None:
         for storage in storages:
@@ -352,7 +401,7 @@ def forced_own_code(layer: Layer) -> bool:
     return False
 
 
-def elementwise_layouts(plan: OneDnnPlan, node: LayerNode) -> Layout | None:
+def elementwise_layouts(plan: OneDnnPlan, node: LayerNode[Layer]) -> Layout | None:
     """Return the one layout that all bottoms of a layer have, or None if they differ."""
     first = plan.layout(node.bottoms[0])
     same = all(plan.layout(bottom) == first for bottom in node.bottoms[1:])

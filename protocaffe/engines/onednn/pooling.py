@@ -27,7 +27,7 @@ def _workspace(made: Operation) -> NativeArray | None:
 
 
 @kernel(Pooling)
-def pooling(plan: OneDnnPlan, node: LayerNode) -> bool:
+def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
     """MAX and AVE pooling with Caffe's rounding; a mask top runs the layer's own code."""
     geometry = node.layer.geometry
     if len(node.tops) != 1 or _window_outside(node):
@@ -59,7 +59,7 @@ def pooling(plan: OneDnnPlan, node: LayerNode) -> bool:
         if backward is None or backward.is_reference:
             return False
     workspace = _workspace(forward) if backward is not None else None
-    source, target = plan.source(node, bottom, src), plan.top(top, dst)
+    source, target = plan.source(node, bottom, src), plan.top(node, 0, dst)
     arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: workspace}
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if correction is not None:
@@ -78,7 +78,7 @@ def pooling(plan: OneDnnPlan, node: LayerNode) -> bool:
     return True
 
 
-def _overhang(node: LayerNode) -> list[tuple[int, int]]:
+def _overhang(node: LayerNode[Pooling]) -> list[tuple[int, int]]:
     """Per axis, how far the windows reach beyond the image before and after it."""
     geometry = node.layer.geometry
     sizes = node.bottoms[0].shape[2:]
@@ -90,13 +90,13 @@ def _overhang(node: LayerNode) -> list[tuple[int, int]]:
     ]
 
 
-def _window_outside(node: LayerNode) -> bool:
+def _window_outside(node: LayerNode[Pooling]) -> bool:
     """Whether some window lies wholly outside the image (Caffe's ceil rule allows it)."""
     pairs = zip(_overhang(node), node.layer.geometry.kernel, strict=True)
     return any(after >= kernel_size for (_, after), kernel_size in pairs)
 
 
-def _algorithm(plan: OneDnnPlan, node: LayerNode) -> tuple[int, NativeArray | None]:
+def _algorithm(plan: OneDnnPlan, node: LayerNode[Pooling]) -> tuple[int, NativeArray | None]:
     """Choose oneDNN's rule, and the factors that turn its averages into Caffe's.
 
     Caffe's AVE divisor counts padding up to the padded border but not what the last window
@@ -135,14 +135,19 @@ def _scaled(source: NativeArray, factors: NativeArray, target: NativeArray) -> W
     return Primitive(made, arrays)
 
 
+FAST_LRN_SIZE = 5
+"""The local_size of all published nets: others are reference code, and size 1 crashes v3.2."""
+
+
 @kernel(LRN)
-def lrn(plan: OneDnnPlan, node: LayerNode) -> bool:
-    """Normalisation across channels; within a channel the layer's own code runs."""
+def lrn(plan: OneDnnPlan, node: LayerNode[LRN]) -> bool:
+    """Normalisation across 5 channels; other kinds run the layer's own code."""
     layer, bottom, top = node.layer, node.bottoms[0], node.tops[0]
-    if layer.region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
+    if layer.region != caffe_pb2.LRNParameter.ACROSS_CHANNELS or layer.size != FAST_LRN_SIZE:
         return False
     runtime = plan.runtime
-    layout = plan.layout(bottom)
+    blocked = bottom.channels % 16 == 0
+    layout = Layout.blocked(runtime, bottom.shape) if blocked else plan.layout(bottom)
     rule = (layer.size, layer.alpha, layer.beta, layer.k)
     prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
     head = (dnn.LRN_ACROSS_CHANNELS, layout, layout)
@@ -158,7 +163,7 @@ def lrn(plan: OneDnnPlan, node: LayerNode) -> bool:
     source = plan.source(node, bottom, layout)
     arrays = {
         dnn.ARG_SRC: source,
-        dnn.ARG_DST: plan.top(top, layout),
+        dnn.ARG_DST: plan.top(node, 0, layout),
         dnn.ARG_WORKSPACE: workspace,
     }
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))

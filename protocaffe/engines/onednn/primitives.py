@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
-from ctypes import byref, c_float, c_int, c_int64, c_void_p
+from ctypes import byref, c_float, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,8 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Number of floats, padding included."""
-        return int(self.runtime.library.dnnl_memory_desc_get_size(self.handle)) // 4
+        """Number of floats, padding included (workspaces of other types are rounded up)."""
+        return -(-int(self.runtime.library.dnnl_memory_desc_get_size(self.handle)) // 4)
 
     @property
     def is_plain(self) -> bool:
@@ -250,9 +250,7 @@ def operation(runtime: Runtime, kind: str, *arguments: Any) -> Operation | None:
     """
     handle = c_void_p()
     plain = [each.handle if hasattr(each, "handle") else each for each in arguments]
-    status = runtime.call(
-        f"{kind}_primitive_desc_create", byref(handle), runtime.engine, *plain
-    )
+    status = runtime.call(f"{kind}_primitive_desc_create", byref(handle), runtime.engine, *plain)
     if status == dnn.OK:
         return Operation(runtime, handle)
     if status == dnn.UNIMPLEMENTED:
@@ -274,7 +272,7 @@ class Primitive:
         runtime.check("primitive_create", byref(self._primitive), made_from.handle)
         _own(self, runtime.library.dnnl_primitive_destroy, self._primitive)
         self._execute = runtime.execute
-        self._count = c_int(len(self._arrays))
+        self._count = len(self._arrays)
 
     def __call__(self) -> None:
         self._execute(self._primitive, self._count, self._arguments)
