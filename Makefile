@@ -2,7 +2,7 @@
 # make test    run the tests
 # make lint    check style and types
 # make proto   compile proto/caffe.proto after a change
-# make bench   measure speed (needs some GB for the other frameworks)
+# make bench   measure speed against PyTorch (benchmarks/README.md)
 #
 # Everything happens in .venv; PYTHON=python3.12 picks another interpreter.
 

@@ -30,5 +30,6 @@ def run_protocaffe(tmp_path):
 @pytest.fixture
 def digit_folder(tmp_path):
     """The folder in which Caffe wrote the recorded logs: solver, net, snapshots, database."""
-    shutil.copytree(GOLDEN / "data" / "dbs", tmp_path / "data" / "dbs")
+    database = "data/dbs/gray_16x16_lmdb"
+    shutil.copytree(GOLDEN / database, tmp_path / database)
     return Path(shutil.copytree(GOLDEN / "train_log", tmp_path / "train_log"))
