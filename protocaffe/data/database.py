@@ -19,8 +19,8 @@ from protocaffe.log import log
 Record = tuple[bytes, bytes]
 """A key and its value."""
 
-_handles: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
-"""Open LMDB environments and LevelDB handles by the identity of their main file.
+_handles: WeakValueDictionary[tuple[int, int] | None, Any] = WeakValueDictionary()
+"""Open LMDB environments and LevelDB handles by the identity of a file that they hold open.
 
 Both libraries refuse to open a database twice in one process, but a training net and its test
 net may well read the same one.
@@ -41,6 +41,8 @@ class Database(ABC):
     """Name of the kind, as in ``--backend``."""
     main_file: ClassVar[str]
     """A file that every database of this kind has."""
+    held_file: ClassVar[str]
+    """A file that is there, and stays the same, while the database is open."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -73,12 +75,18 @@ class Database(ABC):
         self._handle = None
 
     def _shared_handle(self) -> Any:
-        status = os.stat(os.path.join(self.path, self.main_file))
-        identity = status.st_dev, status.st_ino
-        handle = _handles.get(identity)
+        handle = _handles.get(self._identity())
         if handle is None:
-            handle = _handles[identity] = self._open()
+            handle = self._open()
+            _handles[self._identity()] = handle
         return handle
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(os.path.join(self.path, self.held_file))
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _check_folder(self) -> None:
         if not os.path.exists(self.path):
@@ -110,7 +118,7 @@ class Lmdb(Database):
     """
 
     backend = "lmdb"
-    main_file = "data.mdb"
+    main_file = held_file = "data.mdb"
 
     def __len__(self) -> int:
         return int(self._handle.stat()["entries"])
@@ -168,6 +176,7 @@ class LevelDb(Database):
 
     backend = "leveldb"
     main_file = "CURRENT"
+    held_file = "LOCK"
 
     def __len__(self) -> int:
         return sum(1 for _ in self._handle.database.iterator(include_value=False))

@@ -1,0 +1,139 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from protocaffe.data.batches import Batch, BatchFiller, read_batches
+from protocaffe.data.database import open_database
+from protocaffe.data.prefetch import Prefetcher
+from protocaffe.data.transformer import Transformer
+from protocaffe.errors import DataError
+from protocaffe.proto.caffe_pb2 import TRAIN, Datum, TransformationParameter
+from tests.data.samples import png, random_images, raw_datum, write_database
+
+RANDOM = TransformationParameter(crop_size=3, mirror=True, mean_value=[100], scale=0.5)
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """A database of seven images of 2 x 4 x 5, encoded by turns, with the labels 0 to 6."""
+    values = [
+        raw_datum(image, label)
+        if label % 2
+        else Datum(data=png(image.transpose(1, 2, 0)), encoded=True, label=label)
+        for label, image in enumerate(random_images((3, 4, 5), 7))
+    ]
+    values = [each if isinstance(each, bytes) else each.SerializeToString() for each in values]
+    with open_database(write_database(tmp_path / "seven", values)) as database:
+        yield database
+
+
+@pytest.mark.parametrize("position", [0, 3, 7, 16])
+def test_batches_wrap_in_the_middle(seven, position):
+    batches = itertools.islice(read_batches(seven, 3, position), 5)
+    keys = []
+    for number, batch in enumerate(batches):
+        assert batch.position == position + 3 * number
+        keys += [int(key) for key, _ in batch.records]
+        places = range(batch.position, batch.position + 3)
+        assert batch.wraps == sum(place % 7 == 0 and place > position for place in places)
+    assert keys == [(position + i) % 7 for i in range(15)]
+
+
+def test_a_batch_larger_than_the_database(seven):
+    batch = next(read_batches(seven, 20))
+    assert [int(key) for key, _ in batch.records] == [i % 7 for i in range(20)]
+    assert batch.wraps == 2
+
+
+def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM):
+    """The data and labels of some batches, in one array each."""
+    filler = BatchFiller(database.path, Transformer(param, TRAIN), seed=5)
+    prefetcher = Prefetcher(
+        read_batches(database, batch_size, position), filler, [Batch(), Batch(), Batch()], threads
+    )
+    data, labels = [], []
+    for _ in range(count):
+        batch = prefetcher.next()
+        data.append(batch.data.copy())
+        labels.append(batch.labels.copy())
+    prefetcher.close()
+    return np.concatenate(data), np.concatenate(labels)
+
+
+def test_threads_change_nothing(seven):
+    data, labels = run(seven, 4, 25, threads=1)
+    again, labels_again = run(seven, 4, 25, threads=4)
+    np.testing.assert_array_equal(data, again)
+    np.testing.assert_array_equal(labels, labels_again)
+
+
+def test_a_later_start_goes_on_as_if_there_had_been_no_break(seven):
+    data, labels = run(seven, 4, 25)
+    rest, rest_labels = run(seven, 4, 15, position=40)
+    np.testing.assert_array_equal(data[40:], rest)
+    np.testing.assert_array_equal(labels[40:], rest_labels)
+
+
+def test_batch_size_does_not_change_the_choices(seven):
+    np.testing.assert_array_equal(run(seven, 4, 15)[0], run(seven, 6, 10)[0])
+
+
+def test_records_differ_from_pass_to_pass(seven):
+    data, _ = run(seven, 7, 10)
+    passes = data.reshape(10, 7, *data.shape[1:])
+    assert len(np.unique(passes[:, 0].reshape(10, -1), axis=0)) > 1
+
+
+def test_memory_is_used_again(seven):
+    filler = BatchFiller(seven.path, Transformer(RANDOM, TRAIN), 0)
+    raw = read_batches(seven, 4)
+    batch = Batch()
+    filler(next(raw), batch)
+    data, labels = batch.data.ctypes.data, batch.labels
+    filler(next(raw), batch)
+    assert batch.data.ctypes.data == data
+    assert batch.labels is labels
+
+
+def test_a_batch_takes_other_shapes():
+    batch = Batch()
+    for shape in [(2, 3, 4, 5), (1, 1, 2, 2), (3, 3, 5, 5)]:
+        batch.reshape(*shape)
+        assert batch.data.shape == shape
+        assert batch.labels.shape == shape[:1]
+        assert batch.data.flags.c_contiguous
+
+
+def fill_first(path, values, batch_size=2, param=None):
+    with open_database(write_database(path, values)) as database:
+        transformer = Transformer(param or TransformationParameter(), TRAIN)
+        filler = BatchFiller("some_lmdb", transformer, 0)
+        filler(next(read_batches(database, batch_size)), Batch())
+
+
+def test_images_of_different_sizes_in_a_batch(tmp_path):
+    small, large = np.zeros((1, 2, 2), np.uint8), np.zeros((1, 2, 3), np.uint8)
+    values = [raw_datum(small), raw_datum(large)]
+    with pytest.raises(DataError, match=r"record '001' of 'some_lmdb': has shape \(1, 2, 3\)"):
+        fill_first(tmp_path / "a", values)
+    fill_first(tmp_path / "b", values, batch_size=1)
+    fill_first(tmp_path / "c", values, param=TransformationParameter(crop_size=2))
+
+
+def test_a_bad_record_is_named(tmp_path):
+    good = raw_datum(np.zeros((1, 2, 2), np.uint8))
+    bad = Datum(data=b"no image", encoded=True).SerializeToString()
+    with pytest.raises(DataError, match="record '001' of 'some_lmdb': its 8 bytes"):
+        fill_first(tmp_path / "a", [good, bad])
+    crop = TransformationParameter(crop_size=3)
+    with pytest.raises(DataError, match="record '000' of 'some_lmdb': crop_size 3 is larger"):
+        fill_first(tmp_path / "b", [good], param=crop)
+
+
+def test_forcing_colour_on_raw_datums_is_said_once(tmp_path, caplog):
+    values = [raw_datum(np.zeros((1, 2, 2), np.uint8))] * 3
+    fill_first(tmp_path / "a", values, batch_size=3, param=TransformationParameter(force_gray=True))
+    assert [record.levelname for record in caplog.records if "force_gray" in record.message] == [
+        "ERROR"
+    ]

@@ -1,0 +1,79 @@
+import cv2
+import numpy as np
+import pytest
+
+from protocaffe.data.datum import datum_array, decode_image, parse_datum, planar, read_record
+from protocaffe.errors import DataError
+from protocaffe.proto.caffe_pb2 import Datum
+from tests.data.samples import png, random_images
+
+
+def test_pixels():
+    datum = Datum(channels=2, height=1, width=3, data=bytes([0, 1, 2, 127, 128, 255]))
+    array = datum_array(datum)
+    assert array.dtype == np.uint8
+    assert array.tolist() == [[[0, 1, 2]], [[127, 128, 255]]]
+
+
+def test_float_data_counts_where_there_are_no_bytes():
+    datum = Datum(channels=1, height=2, width=1, float_data=[0.1, -3])
+    array = datum_array(datum)
+    assert array.dtype == np.float32
+    assert array.tolist() == [[[np.float32(0.1)], [-3]]]
+    datum.data = b"ab"
+    assert datum_array(datum).ravel().tolist() == [97, 98]
+
+
+@pytest.mark.parametrize(
+    ("channels", "color", "expected"),
+    [(1, None, 1), (3, None, 3), (4, None, 4), (1, True, 3), (4, True, 3), (3, False, 1)],
+)
+def test_encoded_images_get_the_channels_asked_for(channels, color, expected):
+    image = random_images((4, 5, channels), 1)[0].squeeze()
+    array = datum_array(Datum(data=png(image), encoded=True), color)
+    assert array.shape == (expected, 4, 5)
+    if channels == expected:
+        np.testing.assert_array_equal(array, planar(image))
+
+
+def test_color_pixels_are_blue_green_red():
+    blue = np.zeros((2, 2, 3), np.uint8)
+    blue[..., 0] = 200
+    assert datum_array(Datum(data=png(blue), encoded=True))[:, 0, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("datum", "message"),
+    [
+        (Datum(channels=3, height=2, width=2, data=b"123"), "needs 12 values; this one has 3"),
+        (Datum(data=b"123"), "0 channel"),
+        (Datum(channels=-1, height=-1, width=1, data=b"1"), "needs 1 values"),
+        (Datum(channels=1, height=1, width=1), "needs 1 values; this one has 0"),
+        (Datum(data=b"123", encoded=True), "3 bytes of encoded data are no image"),
+        (Datum(encoded=True), "0 bytes of encoded data are no image"),
+        (
+            Datum(data=png(np.full((2, 2), 300, np.uint16)), encoded=True),
+            "uint16 pixels.*8 bits.*force_gray",
+        ),
+    ],
+)
+def test_datums_that_cannot_be_used(datum, message):
+    with pytest.raises(DataError, match=message):
+        datum_array(datum)
+
+
+def test_bytes_that_are_no_datum():
+    with pytest.raises(DataError, match="not a Datum"):
+        parse_datum(b"\xff\xff")
+
+
+def test_a_bad_record_is_named():
+    with pytest.raises(DataError, match=r"record '7_\\xff' of 'some_lmdb': not a Datum"):
+        read_record((b"7_\xff", b"\xff\xff"), "some_lmdb")
+
+
+def test_images_cut_short_are_no_crash():
+    content = png(random_images((30, 30, 3), 1)[0])
+    assert decode_image(content[:30], None) is None
+    jpg = cv2.imencode(".jpg", random_images((30, 30, 3), 1)[0])[1].tobytes()
+    assert decode_image(jpg[:20], True) is None
