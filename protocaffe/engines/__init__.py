@@ -41,11 +41,11 @@ def _numpy_engine() -> Engine:
 @cache
 def _onednn_engine() -> Engine:
     from protocaffe.engines.onednn.engine import OneDnnEngine
-    from protocaffe.engines.onednn.library import Unavailable
+    from protocaffe.engines.onednn.library import UnavailableError
 
     try:
         return OneDnnEngine()
-    except Unavailable as reason:
+    except UnavailableError as reason:
         raise UsageError(f"the onednn engine cannot run here: {reason}") from None
 
 

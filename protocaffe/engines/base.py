@@ -121,6 +121,7 @@ class MomentumUpdate:
         self._scratch = np.empty(min(CHUNK, weight.count), weight.dtype)
 
     def __call__(self, gradient_scale: float, weight_scale: float) -> None:
+        """Update the parameter once."""
         views = self._engine.flat_views(*self._storages)
         for start in range(0, views[0].size, CHUNK):
             w, g, h = (view[start : start + CHUNK] for view in views)

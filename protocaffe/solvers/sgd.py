@@ -36,6 +36,7 @@ class SGDSolver(Solver):
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
     ) -> None:
+        """Update one parameter (see :meth:`Solver.update_parameter`)."""
         if rate == 0:
             return
         decay = self.param.weight_decay * learnable.decay_mult

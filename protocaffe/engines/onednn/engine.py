@@ -31,7 +31,7 @@ class OneDnnEngine(Engine):
     """The CPU engine over oneDNN.
 
     Raises:
-        Unavailable: the library is not installed, or of another version.
+        UnavailableError: the library is not installed, or of another version.
     """
 
     name: ClassVar[str] = "onednn"
@@ -86,6 +86,7 @@ class OneDnnMomentumUpdate(MomentumUpdate):
         self._gradient_scale, self._weight_scale = NativeArray(plain), NativeArray(plain)
 
     def __call__(self, gradient_scale: float, weight_scale: float) -> None:
+        """Update the parameter once."""
         views = self._engine.flat_views(*self._storages)
         bound = len(self._views) == len(views)
         if not bound or any(a is not b for a, b in zip(self._views, views, strict=True)):

@@ -137,7 +137,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """oneDNN cannot be used on this machine; the message says why."""
 
 
@@ -150,7 +150,7 @@ def load() -> ctypes.CDLL:
     """Find oneDNN, check its version and declare its functions.
 
     Raises:
-        Unavailable: no library of the right version was found.
+        UnavailableError: no library of the right version was found.
     """
     # Idle workers that spin for long starve whatever else wants the core (NumPy, data threads).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -163,7 +163,7 @@ def load() -> ctypes.CDLL:
         _declare(library)
         library.path = path  # type: ignore[attr-defined]
         return library
-    raise Unavailable("libdnnl.so.3 was not found (pip install onednn-cpu-gomp)")
+    raise UnavailableError("libdnnl.so.3 was not found (pip install onednn-cpu-gomp)")
 
 
 def version(library: ctypes.CDLL) -> tuple[int, int, int]:
@@ -176,7 +176,9 @@ def version(library: ctypes.CDLL) -> tuple[int, int, int]:
 def _check_version(library: ctypes.CDLL, path: str) -> None:
     found = version(library)
     if found[:2] != (3, 2):
-        raise Unavailable(f"{path} is oneDNN {'.'.join(map(str, found))}; version 3.2 is needed")
+        raise UnavailableError(
+            f"{path} is oneDNN {'.'.join(map(str, found))}; version 3.2 is needed"
+        )
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -56,6 +56,7 @@ class Step:
     writes: Sequence[Storage]
 
     def __call__(self) -> None:
+        """Run it, with the storages' truth brought and noted."""
         for storage in self.reads:
             storage.native_read()
         self.run()
@@ -360,6 +361,7 @@ class Accumulation:
         self._add: list[Primitive] | None = None
 
     def __call__(self) -> None:
+        """Overwrite cleared diffs, or add to others."""
         fresh = all(storage.truth is Truth.ZERO for storage in self._storages)
         if not fresh:
             for storage in self._storages:

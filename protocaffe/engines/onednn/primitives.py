@@ -275,6 +275,7 @@ class Primitive:
         self._count = len(self._arrays)
 
     def __call__(self) -> None:
+        """Run it."""
         self._execute(self._primitive, self._count, self._arguments)
 
 
