@@ -1,0 +1,77 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import read_net, read_solver
+from protocaffe.solvers.learning_rate import LearningRate
+
+MODELS = Path(__file__).parents[2] / "models"
+FOLDERS = sorted(path.parent for path in MODELS.glob("*/readme.md"))
+PARAMETERS = {"cifar10_quick": 145578, "digits": 38282, "lenet": 431080}
+
+
+def front_matter(folder):
+    first, *lines = (folder / "readme.md").read_text().splitlines()
+    assert first == "---"
+    return dict(line.split(": ", 1) for line in lines[: lines.index("---")])
+
+
+def test_all_models_are_looked_at():
+    assert {folder.name for folder in FOLDERS} == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+class TestModel:
+    def test_the_deployed_net_runs(self, folder):
+        net = Net(folder / "deploy.prototxt", engine="numpy")
+        net.forward()
+        prob = net.blobs["prob"]
+        assert prob.shape[1:] == (10,)
+        assert prob.data.sum(axis=1) == pytest.approx(1)
+        count = sum(math.prod(each.blob.shape) for each in net.learnable)
+        assert count == PARAMETERS[folder.name]
+
+    def test_training_and_deployed_net_have_the_same_weights(self, folder):
+        trained, deployed = (
+            {layer.name: sizes(layer) for layer in read_net(folder / f"{name}.prototxt")[0].layer}
+            for name in ("train_val", "deploy")
+        )
+        for head in ("accuracy", "loss", data_layer(folder)):
+            trained.pop(head)
+        for head in ("data", "prob"):
+            deployed.pop(head)
+        assert trained == deployed
+
+    def test_solvers_name_the_net_and_keep_to_the_folder(self, folder):
+        for path in folder.glob("solver*.prototxt"):
+            solver, _ = read_solver(path)
+            assert MODELS.parent / solver.net == folder / "train_val.prototxt"
+            assert (MODELS.parent / solver.snapshot_prefix).parent == folder
+            assert LearningRate(solver)(0) > 0
+
+    def test_the_readme_starts_with_facts(self, folder):
+        facts = front_matter(folder)
+        assert facts["license"] == "BSD-2-Clause"
+        assert facts["name"]
+        last = max(folder.glob("solver*.prototxt"), key=lambda path: read_solver(path)[0].max_iter)
+        solver, _ = read_solver(last)
+        written = f"{Path(solver.snapshot_prefix).name}_iter_{solver.max_iter}.caffemodel"
+        assert facts["caffemodel"] == written
+
+
+def sizes(layer):
+    """The layer without what matters in training only."""
+    copy = caffe_pb2.LayerParameter()
+    copy.CopyFrom(layer)
+    copy.ClearField("param")
+    for options in (copy.convolution_param, copy.inner_product_param):
+        options.ClearField("weight_filler")
+        options.ClearField("bias_filler")
+    return copy.SerializeToString(deterministic=True)
+
+
+def data_layer(folder):
+    return read_net(folder / "train_val.prototxt")[0].layer[0].name
