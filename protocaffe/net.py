@@ -17,13 +17,12 @@ from protocaffe.errors import NetError, ProtocaffeError, UsageError
 from protocaffe.graph import Graph, build_graph, merge_state
 from protocaffe.graph.backward import BackwardFacts, decide_backward
 from protocaffe.layers import Layer, create_layer
+from protocaffe.log import log, number
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import array_to_blob, write_atomic
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.weights import load_weights
-
-logger = logging.getLogger("protocaffe")
 
 AUTOMATIC_TOP = "(automatic)"
 """The name of the top that a loss layer gets when the prototxt gives it none."""
@@ -137,7 +136,7 @@ class Net:
         if shared is not None:
             self._share_parameters(shared)
         self._plan: Plan | None = None
-        self._planned_shapes: list[tuple[int, ...]] = []
+        self._planned_shapes = self._free_shapes()
         for file in _file_list(weights):
             self.copy_from(file)
 
@@ -236,7 +235,7 @@ class Net:
     def _add_layer(self, index: int) -> None:
         node = self.graph.nodes[index]
         param = node.param
-        logger.info("Creating layer %s", param.name)
+        log.info("Creating layer %s", param.name)
         layer = create_layer(
             param,
             node.where,
@@ -245,7 +244,7 @@ class Net:
             rng=np.random.default_rng(self._child_seed(index)),
             dtype=self.dtype,
         )
-        logger.info("Creating Layer %s", param.name)
+        log.info("Creating Layer %s", param.name)
         self.layers.append(layer)
         self.layer_names.append(param.name)
         self.bottoms.append(self._find_bottoms(layer, node.bottoms))
@@ -265,7 +264,7 @@ class Net:
 
     def _find_bottoms(self, layer: Layer, names: Sequence[str]) -> list[Blob]:
         for name in names:
-            logger.info("%s <- %s", layer.name, name)
+            log.info("%s <- %s", layer.name, name)
         return [self.blobs[name] for name in names]
 
     def _name_tops(self, layer: Layer, names: Sequence[str]) -> list[str]:
@@ -281,10 +280,10 @@ class Net:
                         f"cannot work in place (top '{name}' is also its bottom); "
                         f"give the top a name of its own"
                     )
-                logger.info("%s -> %s (in-place)", layer.name, name)
+                log.info("%s -> %s (in-place)", layer.name, name)
                 tops.append(self.blobs[name])
                 continue
-            logger.info("%s -> %s", layer.name, name)
+            log.info("%s -> %s", layer.name, name)
             self.blobs[name] = Blob(dtype=self.dtype)
             self.blob_loss_weights[name] = 0.0
             tops.append(self.blobs[name])
@@ -368,11 +367,10 @@ class Net:
     # -- planning ------------------------------------------------------------------------
 
     def _ready(self) -> Plan:
+        if self._shapes_changed():
+            return self._reshape_from(0)
         if self._plan is None:
             self._plan = self.engine.plan(self._nodes)
-            self._planned_shapes = self._free_shapes()
-        elif self._shapes_changed():
-            self._reshape_from(0)
         return self._plan
 
     def _free_shapes(self) -> list[tuple[int, ...]]:
@@ -387,14 +385,15 @@ class Net:
     def _shapes_changed(self) -> bool:
         return self._free_shapes() != self._planned_shapes
 
-    def _reshape_from(self, start: int) -> None:
+    def _reshape_from(self, start: int) -> Plan:
         for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
             start:
         ]:
             _guarded(layer, layer.reshape, bottoms, tops)
             _fill_loss_weights(layer, tops)
-        self._plan = self.engine.plan(self._nodes)
         self._planned_shapes = self._free_shapes()
+        self._plan = self.engine.plan(self._nodes)
+        return self._plan
 
     def _loss(self, index: int) -> float:
         loss = 0.0
@@ -407,22 +406,22 @@ class Net:
     # -- log -----------------------------------------------------------------------------
 
     def _log_shapes(self, layer: Layer) -> None:
-        logger.info("Setting up %s", layer.name)
+        log.info("Setting up %s", layer.name)
         for top, weight in zip(self.tops[-1], layer.loss_weights, strict=True):
             extents = "".join(f"{extent} " for extent in top.shape)
-            logger.info("Top shape: %s(%d)", extents, top.count)
+            log.info("Top shape: %s(%d)", extents, top.count)
             if weight:
-                logger.info("    with loss weight %g", weight)
+                log.info("    with loss weight %s", number(weight))
             self._bytes += top.count * self.dtype.itemsize
-        logger.info("Memory required for data: %d", self._bytes)
+        log.info("Memory required for data: %d", self._bytes)
 
     def _log_summary(self) -> None:
         for node in reversed(self._nodes):
             verb = "needs" if node.needs_backward else "does not need"
-            logger.info("%s %s backward computation.", node.layer.name, verb)
+            log.info("%s %s backward computation.", node.layer.name, verb)
         for name in self.outputs:
-            logger.info("This network produces output %s", name)
-        logger.info("Network initialization done.")
+            log.info("This network produces output %s", name)
+        log.info("Network initialization done.")
 
 
 def _read(
@@ -439,8 +438,9 @@ def _read(
 def _graph(text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.NetState) -> Graph:
     graph = build_graph(text, state, where)
     for message in graph.filtered:
-        logger.info("%s", message)
-    logger.info("Initializing net from parameters: \n%s", format_text(graph.param))
+        log.info("%s", message)
+    if log.isEnabledFor(logging.INFO):
+        log.info("Initializing net from parameters: \n%s", format_text(graph.param))
     return graph
 
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
 from protocaffe.engines.base import Engine, LayerNode, Plan
 from protocaffe.errors import UsageError, did_you_mean
+from protocaffe.log import log
 
 __all__ = ["Engine", "LayerNode", "Plan", "get_engine"]
 
@@ -54,5 +54,5 @@ def _default_engine() -> Engine:
     try:
         return _onednn_engine()
     except UsageError as reason:
-        logging.getLogger("protocaffe").warning("%s; using the numpy engine, slower", reason)
+        log.warning("%s; using the numpy engine, slower", reason)
         return _numpy_engine()

@@ -118,7 +118,7 @@ class MomentumUpdate:
         self._engine = engine
         self._storages = (weight, diff, history)
         self._momentum = momentum
-        self._scratch = np.empty(min(CHUNK, weight.count), weight.dtype)
+        self._scratch = np.empty(CHUNK, weight.dtype)
 
     def __call__(self, gradient_scale: float, weight_scale: float) -> None:
         """Update the parameter once."""

@@ -61,7 +61,7 @@ class OneDnnEngine(Engine):
         self, weight: Storage, diff: Storage, history: Storage, momentum: float
     ) -> MomentumUpdate:
         """Two element-wise primitives over all three arrays, whatever their layout."""
-        if weight.dtype != np.float32:
+        if weight.dtype != np.float32 or weight.count < SMALL:
             return super().momentum_update(weight, diff, history, momentum)
         return OneDnnMomentumUpdate(self, weight, diff, history, momentum)
 
@@ -123,6 +123,9 @@ def _elementwise(
         raise OneDnnError("no implementation of element-wise addition")
     return Primitive(made, arrays)
 
+
+SMALL = 1 << 14
+"""Below this, waking the worker threads costs more than the update."""
 
 UPDATE_CHUNK = 1 << 19
 """Floats per pass: weight, gradient and history of one chunk stay in the third-level cache."""

@@ -1,0 +1,187 @@
+"""Nets: what they refuse, share, reshape, load and save."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocaffe.errors import NetError, ProtocaffeError, WeightsError
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import parse_text
+
+GOLDEN = Path(__file__).parent / "golden"
+
+SMALL = """
+name: "small"
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y"
+        inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+layer { name: "act" type: "ReLU" bottom: "y" top: "y" }
+"""
+
+
+def net(text: str, phase: int = caffe_pb2.TRAIN, **options: object) -> Net:
+    return Net(parse_text(text, caffe_pb2.NetParameter()), phase, **options)
+
+
+@pytest.mark.parametrize("case", sorted(p.name for p in (GOLDEN / "assembly").iterdir()))
+def test_recorded_assembly(case: str) -> None:
+    """Shapes, parameters, sharing, loss weights and who runs backward, for several states."""
+    folder = GOLDEN / "assembly" / case
+    expected = json.loads((folder / "expected.json").read_text())
+    if "states" not in expected:
+        pytest.skip("a solver's nets: see tests/solvers/test_solver.py")
+    for state in expected["states"]:
+        built = Net(
+            folder / "net.prototxt",
+            caffe_pb2.Phase.Value(state["phase"]),
+            level=state["level"],
+            stages=state["stages"],
+        )
+        assert_assembled(built, state)
+
+
+def assert_assembled(built: Net, expected: dict) -> None:
+    assert list(built.blobs) == expected["blob_names_in_order"]
+    assert [list(blob.shape) for blob in built.blobs.values()] == expected["blob_shapes"]
+    assert list(built.blob_loss_weights.values()) == expected["blob_loss_weights"]
+    assert built.inputs == expected["inputs"]
+    assert built.outputs == expected["outputs"]
+    learnable = [[p.layer, p.index, list(p.blob.shape)] for p in built.learnable]
+    assert learnable == expected["learnable_params"]
+    for layer, blobs in expected["params"].items():
+        for index, blob in enumerate(blobs):
+            mine = built.params[layer][index]
+            assert list(mine.shape) == blob["shape"]
+            if blob["shares_with"]:
+                owner, place = blob["shares_with"]
+                assert mine.data_storage is built.params[owner][place].data_storage
+    if "needs_backward" in expected:
+        flags = zip(built.layer_names, built.layer_needs_backward, strict=True)
+        assert [name for name, needs in flags if needs] == expected["needs_backward"]
+
+
+REFUSED = {
+    "batchnorm_lr_mult": "lr_mult",
+    "concat_shape_mismatch": "concat",
+    "conv_group_not_dividing": "group",
+    "include_and_exclude": "include",
+    "label_gradient": "label",
+    "lrn_even_size": "odd",
+    "pooling_three_axes": "4 axes",
+    "reshape_two_inferred": "-1",
+    "shared_shape_mismatch": "shape",
+    "softmax_label_count": "label",
+    "too_many_param_entries": "param",
+    "two_sources": "y",
+    "unknown_bottom": "nosuch",
+    "unknown_type": "Frobnicate",
+}
+
+
+def _build_and_run(path: Path, stops_in: str) -> None:
+    built = Net(path, caffe_pb2.TRAIN)
+    assert stops_in == "backward", "not refused while it was built"
+    built.forward()
+    built.backward()
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_caffe_refuses_is_refused(case: str) -> None:
+    meta = json.loads((GOLDEN / "errors" / case / "meta.json").read_text())
+    with pytest.raises(ProtocaffeError, match=f"(?i){REFUSED[case]}") as caught:
+        _build_and_run(GOLDEN / "errors" / case / "net.prototxt", meta["stops_in"])
+    assert "net.prototxt" in str(caught.value)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    one, same, other = (net(SMALL, seed=seed).params["ip"][0].data for seed in (1, 1, 2))
+    assert (one == same).all()
+    assert not (one == other).all()
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_forward_follows_a_new_input_shape(engine: str | None) -> None:
+    small = net(SMALL, engine=engine)
+    small.blobs["x"].data[...] = 1
+    small.forward()
+    first = small.blobs["y"].data[0].copy()
+    small.blobs["x"].reshape(5, 3)
+    small.blobs["x"].data[...] = 1
+    small.forward()
+    assert small.blobs["y"].shape == (5, 4)
+    np.testing.assert_allclose(small.blobs["y"].data, np.tile(first, (5, 1)), rtol=1e-6)
+
+
+def test_a_shape_that_a_layer_cannot_take_is_refused() -> None:
+    small = net(SMALL)
+    small.blobs["x"].reshape(2, 7)
+    with pytest.raises(NetError, match="layer 'ip'"):
+        small.forward()
+
+
+def test_weights_travel_through_a_file(tmp_path: Path) -> None:
+    one, two = net(SMALL, seed=1), net(SMALL, seed=2)
+    one.save(tmp_path / "small.caffemodel")
+    two.copy_from(tmp_path / "small.caffemodel")
+    for mine, theirs in zip(one.params["ip"], two.params["ip"], strict=True):
+        assert (mine.data == theirs.data).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["small.caffemodel"]
+
+
+def test_weights_of_another_shape_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    net(SMALL.replace("num_output: 4", "num_output: 5")).save(tmp_path / "five.caffemodel")
+    small = net(SMALL, seed=1)
+    before = small.params["ip"][0].data.copy()
+    with pytest.raises(WeightsError, match=r"five.caffemodel: layer 'ip'.*\(5, 3\).*\(4, 3\)"):
+        small.copy_from(tmp_path / "five.caffemodel")
+    assert (small.params["ip"][0].data == before).all()
+
+
+def test_layers_the_net_does_not_have_are_ignored(tmp_path: Path) -> None:
+    net(SMALL.replace('"ip"', '"other"')).save(tmp_path / "other.caffemodel")
+    small = net(SMALL, seed=1)
+    before = small.params["ip"][0].data.copy()
+    small.copy_from(tmp_path / "other.caffemodel")
+    assert (small.params["ip"][0].data == before).all()
+
+
+def test_a_net_shares_the_weights_of_another() -> None:
+    one = net(SMALL, seed=1)
+    two = net(SMALL, caffe_pb2.TEST, shared=one)
+    one.params["ip"][0].data[0, 0] = 42
+    assert two.params["ip"][0].data[0, 0] == 42
+
+
+def test_float64_is_float64_throughout() -> None:
+    small = net(SMALL, engine="numpy", dtype="float64")
+    small.forward()
+    assert {blob.dtype for blob in small.blobs.values()} == {np.dtype("float64")}
+
+
+def test_in_place_is_refused_where_it_would_give_wrong_numbers() -> None:
+    text = SMALL + 'layer { name: "abs" type: "AbsVal" bottom: "y" top: "y" }'
+    with pytest.raises(NetError, match=r"'abs'.*in place"):
+        net(text)
+
+
+def test_parameters_that_share_must_agree_on_their_multipliers() -> None:
+    layer = """layer {{ name: "{0}" type: "InnerProduct" bottom: "x" top: "{0}"
+        param {{ name: "w" lr_mult: {1} }}
+        inner_product_param {{ num_output: 3 bias_term: false }} }}"""
+    data = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }'
+    with pytest.raises(NetError, match="lr_mult 2, but layer 'a' gives it 1"):
+        net(data + layer.format("a", 1) + layer.format("b", 2))
+    assert len(net(data + layer.format("a", 1) + layer.format("b", 1)).learnable) == 1
+
+
+def test_the_input_keeps_its_values_from_forward_to_forward() -> None:
+    small = net(SMALL)
+    small.blobs["x"].data[...] = np.arange(6).reshape(2, 3)
+    small.forward()
+    small.forward()
+    assert small.blobs["x"].data.ravel().tolist() == list(range(6))
