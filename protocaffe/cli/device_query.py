@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from protocaffe.cli.flags import Flag
-from protocaffe.engines.onednn.library import Unavailable, load, version
+from protocaffe.engines.onednn.library import UnavailableError, load, version
 
 FLAGS: list[Flag] = []
 
@@ -50,7 +50,7 @@ def _memory() -> Iterator[tuple[str, str]]:
 def _onednn() -> str:
     try:
         library = load()
-    except Unavailable as reason:
+    except UnavailableError as reason:
         return f"not available: {reason}"
     return f"oneDNN {'.'.join(map(str, version(library)))} ({library.path})"
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import types
 
 import pytest
@@ -96,16 +98,9 @@ def test_every_command_explains_itself(capsys, command):
     assert "\n\n" in text
 
 
-def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path):
-    import subprocess
-    import sys
-
-    writer = subprocess.Popen(
-        [sys.executable, "-m", "protocaffe", "device_query"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    writer.stdout.close()
-    assert writer.wait(timeout=60) == cli.BROKEN_PIPE
-    assert writer.stderr.read() == b""
-    writer.stderr.close()
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    command = [sys.executable, "-m", "protocaffe", "device_query"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+        writer.stdout.close()
+        assert writer.stderr.read() == b""
+        assert writer.wait(timeout=60) == cli.BROKEN_PIPE
