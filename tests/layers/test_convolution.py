@@ -26,7 +26,9 @@ def cases(draw, transposed=False):
     pad = [draw(each(0, 2)) for _ in range(spatial)]
     batch = draw(st.sampled_from([(1,), (3,), (2, 2)]))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    low = [math.ceil(p * 2 / s) + 1 for p, s in zip(pad, stride, strict=True)] if transposed else span
+    low = (
+        [math.ceil(p * 2 / s) + 1 for p, s in zip(pad, stride, strict=True)] if transposed else span
+    )
     extents = [draw(each(least, least + 3)) for least in low]
     bias = draw(st.booleans())
     text = "".join(

@@ -52,7 +52,9 @@ def windows(draw):
     kernel = tuple(draw(st.integers(1, 4)) for _ in range(2))
     stride = tuple(draw(st.integers(1, k)) for k in kernel)
     pad = tuple(draw(st.integers(0, k - 1)) for k in kernel)
-    extents = tuple(draw(st.integers(max(1, k - 2 * p), k + 4)) for k, p in zip(kernel, pad, strict=True))
+    extents = tuple(
+        draw(st.integers(max(1, k - 2 * p), k + 4)) for k, p in zip(kernel, pad, strict=True)
+    )
     floor = draw(st.booleans())
     text = (
         f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} "
@@ -148,7 +150,11 @@ def test_refuses(param, shape, message):
 
 def test_only_max_pooling_has_a_mask():
     with pytest.raises(LayerError, match="only pool: MAX has a second top"):
-        Runner('type: "Pooling" pooling_param { kernel_size: 2 pool: AVE }', np.zeros((1, 1, 4, 4)), tops=2)
+        Runner(
+            'type: "Pooling" pooling_param { kernel_size: 2 pool: AVE }',
+            np.zeros((1, 1, 4, 4)),
+            tops=2,
+        )
 
 
 @given(

@@ -18,9 +18,7 @@ def test_the_slices_meet_every_pixel_of_every_window_once(
     met = {
         (offset.element, p, q)
         for offset in window_offsets(image, grid, kernel, stride, pad, dilation)
-        for p, q in zip(
-            range(grid)[offset.grid], range(image)[offset.image], strict=True
-        )
+        for p, q in zip(range(grid)[offset.grid], range(image)[offset.image], strict=True)
     }
     assert met == {
         (k, p, p * stride + k * dilation - pad)
