@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,9 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".webp"),
 )
 """What counts as an image in a folder of class folders."""
-CHUNK = 100
-"""Images per piece of work for a thread."""
+CHUNK = 16
+"""Images per piece of work for a thread; few, as large ones take much memory."""
+LOG_EVERY = 1000
 MAX_LABEL = 2**31 - 1
 
 T = TypeVar("T")
@@ -209,36 +211,30 @@ def convert_images(
         DataError: the database exists already or cannot be written, no image could be read, or
             sizes differ with ``check_size``.
     """
-
-    def convert(chunk: Sequence[Entry]) -> list[bytes | None]:
-        return [_file_datum(root + entry.path, entry.label, options) for entry in chunk]
-
+    if not entries:
+        raise DataError("there are no images to make a database of")
     result = Conversion(0, [])
     size: int | None = None
     with create_database(database, backend, force=force) as writer:
         if class_names:
             text = "".join(f"{name}\n" for name in class_names)
             writer.add_file(CLASS_NAMES, os.fsencode(text))
-        chunks = [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]
-        number = 0
-        for chunk, datums in zip(chunks, _ordered_map(convert, chunks, threads), strict=True):
-            for entry, datum in zip(chunk, datums, strict=True):
-                if datum is None:
-                    log.error("Could not open or find file %s", root + entry.path)
-                    result.skipped.append(root + entry.path)
-                else:
-                    if check_size:
-                        size = _checked_size(datum, size, root + entry.path)
-                    writer.put(b"%08d_%b" % (number, os.fsencode(entry.path)), datum)
-                    result.written += 1
-                    if result.written % 1000 == 0:
-                        log.info("Processed %d files.", result.written)
-                number += 1
-            if progress:
-                progress(number)
+        datums = _datums(root, entries, options, threads, progress)
+        for number, (entry, datum) in enumerate(zip(entries, datums, strict=True)):
+            file = root + entry.path
+            if datum is None:
+                log.error("Could not open or find file %s", file)
+                result.skipped.append(file)
+                continue
+            if check_size:
+                size = _checked_size(datum, size, file)
+            writer.put(b"%08d_%b" % (number, os.fsencode(entry.path)), datum)
+            result.written += 1
+            if result.written % LOG_EVERY == 0:
+                log.info("Processed %d files.", result.written)
         if not result.written:
             raise DataError(_nothing_readable(root, entries))
-    if result.written % 1000:
+    if result.written % LOG_EVERY:
         log.info("Processed %d files.", result.written)
     return result
 
@@ -247,10 +243,9 @@ def _entry(line: str, where: str) -> Entry:
     path, space, text = line.strip().rpartition(" ")
     if not space:
         raise DataError(f"{where}: expected 'path label' with a space between, got '{line}'")
-    try:
-        label = int(text)
-    except ValueError:
-        raise DataError(f"{where}: label '{text}' is no whole number") from None
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        raise DataError(f"{where}: label '{text}' is no whole number")
+    label = int(text)
     if not 0 <= label <= MAX_LABEL:
         raise DataError(f"{where}: label {label} is out of range; legal are 0 to {MAX_LABEL}")
     return Entry(path, label)
@@ -259,7 +254,7 @@ def _entry(line: str, where: str) -> Entry:
 def _images_in(root: str | os.PathLike[str], name: str) -> list[str]:
     """Return the images anywhere under the folder, as sorted paths relative to the root."""
     paths = []
-    for folder, _, files in os.walk(os.path.join(root, name), followlinks=True):
+    for folder, _, files in os.walk(os.path.join(root, name)):
         relative = os.path.relpath(folder, root)
         paths += [
             os.path.join(relative, file)
@@ -267,6 +262,27 @@ def _images_in(root: str | os.PathLike[str], name: str) -> list[str]:
             if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and file[0] != "."
         ]
     return sorted(paths)
+
+
+def _datums(
+    root: str,
+    entries: Sequence[Entry],
+    options: ImageOptions,
+    threads: int | None,
+    progress: Progress | None,
+) -> Iterator[bytes | None]:
+    """Yield every entry's serialised Datum in order, None for files that cannot be read."""
+
+    def convert(chunk: Sequence[Entry]) -> list[bytes | None]:
+        return [_file_datum(root + entry.path, entry.label, options) for entry in chunk]
+
+    chunks = [entries[i : i + CHUNK] for i in range(0, len(entries), CHUNK)]
+    done = 0
+    for datums in _ordered_map(convert, chunks, threads):
+        yield from datums
+        done += len(datums)
+        if progress:
+            progress(done)
 
 
 def _file_datum(path: str, label: int, options: ImageOptions) -> bytes | None:
@@ -341,7 +357,7 @@ def _ordered_map(
         waiting: deque[Future[R]] = deque()
         try:
             while True:
-                ahead = 2 * threads - len(waiting)
+                ahead = threads + 1 - len(waiting)
                 waiting += [pool.submit(function, item) for item in islice(left, ahead)]
                 if not waiting:
                     return

@@ -13,6 +13,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -20,8 +21,9 @@ from protocaffe.data.database import Record, import_plyvel
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
-COMMIT_EVERY = 1000
-"""Records per transaction."""
+COMMIT_RECORDS = 1000
+COMMIT_BYTES = 1 << 26
+"""A transaction takes as many records, or as many bytes, at most."""
 
 
 class DatabaseWriter(ABC):
@@ -48,6 +50,7 @@ class DatabaseWriter(ABC):
             )
         self._remove_leftovers()
         self._pending: list[Record] = []
+        self._pending_bytes = 0
         self._handle: Any = None
         self._folder, self._lock = self._make_folder()
         try:
@@ -73,14 +76,15 @@ class DatabaseWriter(ABC):
             raise
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Add a record; every 1000 records are written together."""
+        """Add a record; up to 1000 records, or 64 MiB, are written together."""
         if self.max_key_size is not None and not 0 < len(key) <= self.max_key_size:
             raise DataError(
                 f"key {key.decode(errors='replace')!r} has {len(key)} bytes; "
                 f"{self.backend} takes 1 to {self.max_key_size}"
             )
         self._pending.append((key, value))
-        if len(self._pending) == COMMIT_EVERY:
+        self._pending_bytes += len(value)
+        if len(self._pending) >= COMMIT_RECORDS or self._pending_bytes >= COMMIT_BYTES:
             self.commit()
 
     def add_file(self, name: str, content: bytes) -> None:
@@ -93,11 +97,13 @@ class DatabaseWriter(ABC):
         if self._pending:
             self._write(self._pending)
             self._pending.clear()
+            self._pending_bytes = 0
 
     def abort(self) -> None:
         """Remove what was written so far; the final name is not touched."""
         self._pending.clear()
-        self._close()
+        with suppress(DataError):  # why it is given up is known already
+            self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._unlock()
 

@@ -199,6 +199,7 @@ def test_lists(tmp_path):
         ("b.png", "expected 'path label' with a space between, got 'b.png'"),
         ("b.png\t1", "expected 'path label' with a space"),
         ("b.png x", "label 'x' is no whole number"),
+        ("b.png 1_0", "label '1_0' is no whole number"),
         ("b.png 1.0", "label '1.0' is no whole number"),
         ("b.png -1", "label -1 is out of range; legal are 0 to 2147483647"),
         ("b.png 2147483648", "label 2147483648 is out of range"),
@@ -292,6 +293,11 @@ def test_nothing_that_can_be_read(tmp_path):
     ):
         convert_images(IMAGES[:-1], read_list(GOLDEN / "list.txt"), tmp_path / "db")
     assert os.listdir(tmp_path) == []
+
+
+def test_no_entries_at_all(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        convert_images(IMAGES, [], tmp_path / "db")
 
 
 def test_sizes_are_checked_on_request(tmp_path):

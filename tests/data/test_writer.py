@@ -129,6 +129,28 @@ def test_a_killed_run_leaves_what_the_next_one_removes(tmp_path):
     assert os.listdir(tmp_path) == ["db"]
 
 
+FULL = """
+import resource, sys
+from protocaffe.data.writer import create_database
+from protocaffe.errors import DataError
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    with create_database(sys.argv[1]) as writer:
+        for number in range(3000):
+            writer.put(b"%04d" % number, bytes(1000))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room(tmp_path):
+    path = tmp_path / "db"
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"database '{path}' cannot be written: ")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_running_writer_is_left_alone(tmp_path):
     other = tmp_path / "db.partial-1"
     other.mkdir()
