@@ -57,7 +57,7 @@ def batches(layer, tops, count):
 def test_batches_are_those_of_caffe(case, tmp_path, monkeypatch):
     monkeypatch.chdir(GOLDEN / "layers" / case)
     meta = json.loads((GOLDEN / "layers" / case / "meta.json").read_text())
-    expected = np.load(GOLDEN / "layers" / case / "batches.npz")
+    expected = dict(np.load(GOLDEN / "layers" / case / "batches.npz"))
     (param,) = read_net("net.prototxt")[0].layer
     if "leveldb" in case:
         pytest.importorskip("plyvel", reason="LevelDB databases need plyvel")
