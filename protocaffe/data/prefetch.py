@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Buffer = TypeVar("Buffer")
@@ -69,7 +69,7 @@ class Prefetcher(Generic[Item, Buffer]):
             self._started = True
             for thread in self._threads:
                 thread.start()
-                _running.add(thread)
+                _running[thread] = self._ring
         return self._ring.take()
 
     def close(self) -> None:
@@ -160,14 +160,15 @@ class _Ring(Generic[Item, Buffer]):
             self.changed.notify_all()
 
 
-_running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_running: weakref.WeakKeyDictionary[threading.Thread, _Ring[Any, Any]]
+_running = weakref.WeakKeyDictionary()
 
 
 @atexit.register
-def _wait_for_threads() -> None:
-    """Let no thread be inside a library while the interpreter falls apart.
-
-    Runs after the finalizers of all prefetchers, which are registered later, told them to stop.
-    """
-    for thread in list(_running):
-        thread.join(timeout=10)
+def _stop_all() -> None:
+    """Let no thread be inside a library while the interpreter falls apart."""
+    left = list(_running.items())
+    for _, ring in left:
+        ring.stop()
+    for thread, _ in left:
+        thread.join()

@@ -133,7 +133,8 @@ def test_garbage_in_a_cycle_ends_the_threads():
 
 
 EXIT = """
-import itertools, time
+import itertools, time, weakref
+weakref.finalize(time, int)  # so that finalizers run after what protocaffe does at exit
 from protocaffe.data.prefetch import Prefetcher
 def fill(item, buffer):
     time.sleep(0.01)
