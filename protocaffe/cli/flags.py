@@ -66,10 +66,7 @@ def parse(
     parser = _Parser(command, description, flags)
     values, unknown = parser.parse_known_args(parser.canonical(argv))
     for word in unknown:
-        if not word.startswith("-") or word == "--":
-            parser.error(f"'{word}' is one word too many")
-        name = word.partition("=")[0]
-        parser.error(f"unknown flag {name}{did_you_mean(name, parser.spellings())}")
+        parser.error(f"'{word}' is one word too many")
     return values
 
 
@@ -126,6 +123,8 @@ class _Parser(argparse.ArgumentParser):
                 if not left or FLAG.fullmatch(left[0]):
                     self.error(f"--{name}: expected a value")
                 value = f"={left.pop(0)}"
+            if name not in {"help", *self.switches, *self.valued}:
+                self.error(f"unknown flag --{name}{did_you_mean(f'--{name}', self.spellings())}")
             flags.append(f"--{name}{value}")
         return flags + words
 

@@ -53,6 +53,7 @@ def _benchmark(net: Net, iterations: int) -> None:
     forward, backward = np.zeros(len(layers)), np.zeros(len(layers))
     start = perf_counter()
     for iteration in range(1, iterations + 1):
+        net.clear_param_diffs()
         before = perf_counter()
         _time_each(net.forward_layer, layers, forward)
         _time_each(net.backward_layer, reversed(layers), backward)
