@@ -367,10 +367,9 @@ class Net:
     # -- planning ------------------------------------------------------------------------
 
     def _ready(self) -> Plan:
-        if self._shapes_changed():
+        # Before the first plan too: shared parameters got other memory after their set-up.
+        if self._plan is None or self._shapes_changed():
             return self._reshape_from(0)
-        if self._plan is None:
-            self._plan = self.engine.plan(self._nodes)
         return self._plan
 
     def _free_shapes(self) -> list[tuple[int, ...]]:

@@ -69,7 +69,8 @@ def fill(blob: Blob, filler: FillerParameter, rng: np.random.Generator, error: E
     if problem:
         raise error(f"{filler.type} filler: {problem}")
     if blob.count:
-        blob.data[...] = _FILLERS[filler.type](filler, blob.shape, Random(rng, blob.dtype))
+        host = blob.data_storage.host_overwrite().reshape(blob.shape)
+        host[...] = _FILLERS[filler.type](filler, blob.shape, Random(rng, blob.dtype))
 
 
 def _problem(filler: FillerParameter, shape: tuple[int, ...]) -> str | None:

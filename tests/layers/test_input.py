@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 
 from protocaffe.errors import LayerError
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import parse_text
 from tests.layers.gradient_check import Runner
 
 
@@ -70,3 +73,19 @@ def test_parameter_is_its_top():
     runner.top[0].diff[...] = 3
     runner.layer.backward(runner.top, [], [])
     assert (blob.diff == 3).all()
+
+
+def test_a_shared_parameter_is_the_top_of_every_layer_that_shares_it():
+    text = """
+    layer { name: "p" type: "Parameter" top: "w" param { name: "w" }
+            parameter_param { shape { dim: 2 } } }
+    layer { name: "q" type: "Parameter" top: "v" param { name: "w" }
+            parameter_param { shape { dim: 2 } } }
+    """
+    train = Net(parse_text(text, caffe_pb2.NetParameter()), caffe_pb2.TRAIN)
+    test = Net(parse_text(text, caffe_pb2.NetParameter()), caffe_pb2.TEST, shared=train)
+    train.params["p"][0].data[...] = [1, 2]
+    for net in (train, test):
+        net.forward()
+        for name in ("w", "v"):
+            assert net.blobs[name].data.tolist() == [1, 2]
