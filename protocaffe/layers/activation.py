@@ -33,8 +33,8 @@ class Function(Neuron):
 
     derivative_needs_x: ClassVar[bool] = True
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._x = SavedInput()
 
     def function(self, x: Array) -> Any:
