@@ -137,6 +137,11 @@ CHUNK = 1 << 16
 """Numbers per step of an element-wise pass: three arrays of them fit a second-level cache."""
 
 
+def quiet() -> np.errstate:
+    """Let a diverging net show inf and NaN in its loss, as Caffe does, and not as warnings."""
+    return np.errstate(all="ignore")
+
+
 def _own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
@@ -145,7 +150,8 @@ def _own_forward(node: LayerNode[Layer]) -> Work:
 
     def run() -> None:
         agreed = _bring_to_host(only_read)
-        layer.forward(bottoms, tops)
+        with quiet():
+            layer.forward(bottoms, tops)
         for storage in agreed:
             storage.truth = Truth.BOTH
 
@@ -161,7 +167,8 @@ def _own_backward(node: LayerNode[Layer]) -> Work:
 
     def run() -> None:
         agreed = _bring_to_host(read)
-        layer.backward(tops, wanted, bottoms)
+        with quiet():
+            layer.backward(tops, wanted, bottoms)
         for storage in agreed:
             storage.truth = Truth.BOTH
 
