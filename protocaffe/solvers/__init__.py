@@ -8,12 +8,24 @@ from protocaffe.engines import Engine
 from protocaffe.errors import SolverError, did_you_mean
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import read_solver
+from protocaffe.solvers.adadelta import AdaDeltaSolver
+from protocaffe.solvers.adagrad import AdaGradSolver
+from protocaffe.solvers.adam import AdamSolver
+from protocaffe.solvers.nesterov import NesterovSolver
+from protocaffe.solvers.rmsprop import RMSPropSolver
 from protocaffe.solvers.sgd import SGDSolver
 from protocaffe.solvers.solver import Action, Solver
 
-__all__ = ["SOLVERS", "Action", "SGDSolver", "Solver", "get_solver"]
+__all__ = ["SOLVERS", "Action", "Solver", "get_solver"]
 
-SOLVERS: dict[str, type[Solver]] = {"SGD": SGDSolver}
+SOLVERS: dict[str, type[Solver]] = {
+    "SGD": SGDSolver,
+    "Nesterov": NesterovSolver,
+    "AdaGrad": AdaGradSolver,
+    "RMSProp": RMSPropSolver,
+    "AdaDelta": AdaDeltaSolver,
+    "Adam": AdamSolver,
+}
 """Solver classes by the name that ``type`` gives them."""
 
 

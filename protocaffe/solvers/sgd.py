@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from protocaffe.blob import Array
 from protocaffe.engines.base import MomentumUpdate
 from protocaffe.net import LearnableParam
-from protocaffe.solvers.solver import Solver
+from protocaffe.solvers.elementwise import ElementwiseSolver
 
 
-class SGDSolver(Solver):
+class SGDSolver(ElementwiseSolver):
     """``h = rate * g + momentum * h;  w = w - h``.
 
     g is the gradient after clipping and division by ``iter_size``, plus the decay term:
@@ -33,16 +34,21 @@ class SGDSolver(Solver):
             for learnable, history in zip(self.net.learnable, self.history, strict=True)
         ]
 
+    def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:
+        """The formula of the class."""
+        (h,) = history
+        h *= self.param.momentum
+        h += np.multiply(g, rate, out=g)
+        u[...] = h
+
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
     ) -> None:
-        """Update one parameter (see :meth:`Solver.update_parameter`)."""
+        """Update one parameter by the engine's own kernel where it has one."""
         if rate == 0:
             return
         decay = self.param.weight_decay * learnable.decay_mult
-        if decay and self.param.regularization_type == "L1":
-            blob = learnable.blob
-            w, g = self.engine.flat_views(blob.data_storage, blob.diff_storage)
-            g += np.sign(w) * w.dtype.type(decay / factor)
-            decay = 0.0
-        self._updates[index](rate * factor, rate * decay)
+        if decay and self.decays_by_sign:
+            super().update_parameter(index, learnable, rate, factor)
+        else:
+            self._updates[index](rate * factor, rate * decay)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -53,13 +54,17 @@ class Solver:
         test_nets: the test nets, which use the training net's weights.
         iter: iterations done.
         smoothed_loss: mean of the last ``average_loss`` losses.
-        history: what the update rule remembers, one blob per learnable parameter.
+        history: what the update rule remembers: one blob per learnable parameter, then perhaps
+            a second one for each (:attr:`history_sets`).
         get_action: asked after every iteration; see :class:`Action`.
 
     Raises:
         SolverError: settings that contradict each other or miss something.
         ProtocaffeError: a net, its data or its weights are wrong.
     """
+
+    history_sets: ClassVar[int] = 1
+    """How many history blobs the update rule needs per parameter."""
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class Solver:
         self.engine = get_engine(engine)
         self._prefix = snapshot_prefix(self.param, str(path))
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
-        self._check_settings()
+        self.check_settings()
         self.learning_rate = LearningRate(self.param)
         seed = self.param.random_seed
         self._seeds = np.random.SeedSequence(seed if seed >= 0 else None)
@@ -85,7 +90,11 @@ class Solver:
             log.info("Finetuning from %s", files)
             for file in files.split(","):
                 self.net.copy_from(file)
-        self.history = [Blob(p.blob.shape, self.net.dtype) for p in self.net.learnable]
+        self.history = [
+            Blob(p.blob.shape, self.net.dtype)
+            for _ in range(self.history_sets)
+            for p in self.net.learnable
+        ]
         self.iter = 0
         self.smoothed_loss = 0.0
         self.get_action: Callable[[], Action] = lambda: Action.NONE
@@ -144,6 +153,25 @@ class Solver:
             factor: what its accumulated diff is multiplied by first (clipping and 1/iter_size).
         """
         raise NotImplementedError
+
+    def check_settings(self) -> None:
+        """Refuse settings that contradict each other; called before anything is built."""
+        param = self.param
+        if param.iter_size < 1:
+            raise SolverError(f"iter_size must be at least 1, got {param.iter_size}")
+        if param.average_loss < 1:
+            raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
+        if param.regularization_type not in ("L1", "L2"):
+            raise SolverError(f"regularization_type is L1 or L2, not '{param.regularization_type}'")
+        if param.snapshot and param.snapshot_format != caffe_pb2.SolverParameter.BINARYPROTO:
+            raise SolverError("snapshot_format HDF5 is not available yet; use BINARYPROTO")
+        if param.snapshot:
+            check_writable(self._prefix)
+
+    @property
+    def decays_by_sign(self) -> bool:
+        """Whether weight decay pulls by the weights' sign (L1) and not by their size (L2)."""
+        return bool(self.param.regularization_type == "L1")
 
     def add_callback(
         self,
@@ -301,19 +329,6 @@ class Solver:
         self.learning_rate.current_step = state.current_step
 
     # -- building ------------------------------------------------------------------------
-
-    def _check_settings(self) -> None:
-        param = self.param
-        if param.iter_size < 1:
-            raise SolverError(f"iter_size must be at least 1, got {param.iter_size}")
-        if param.average_loss < 1:
-            raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
-        if param.regularization_type not in ("L1", "L2"):
-            raise SolverError(f"regularization_type is L1 or L2, not '{param.regularization_type}'")
-        if param.snapshot and param.snapshot_format != caffe_pb2.SolverParameter.BINARYPROTO:
-            raise SolverError("snapshot_format HDF5 is not available yet; use BINARYPROTO")
-        if param.snapshot:
-            check_writable(self._prefix)
 
     def _train_net(self) -> Net:
         param = self.param

@@ -15,7 +15,9 @@ from protocaffe.errors import ProtocaffeError, SolverError, UsageError, WeightsE
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import read_binary
-from protocaffe.solvers import Action, get_solver
+from protocaffe.proto.text import parse_text
+from protocaffe.solvers import SOLVERS, Action, elementwise, get_solver
+from protocaffe.solvers.elementwise import CHUNK
 from tests.test_net import assert_assembled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -121,6 +123,9 @@ def test_what_caffe_refuses_is_refused(case: str, monkeypatch: pytest.MonkeyPatc
         ({"regularization_type": "L3"}, "L1 or L2"),
         ({"test_iter": [1]}, "test_interval must be positive"),
         ({"test_iter": [1, 1], "test_interval": 5, "test_state": [{}]}, "test_state"),
+        ({"type": "AdaGrad", "momentum": 0.9}, "AdaGrad has no momentum, but momentum is 0.9"),
+        ({"type": "RMSProp", "momentum": 0.9}, "RMSProp has no momentum"),
+        ({"type": "RMSProp", "rms_decay": 1}, "rms_decay must be at least 0 and below 1, got 1"),
         ({"type": "Adma"}, "unknown solver type 'Adma'"),
         ({"snapshot": 5, "snapshot_prefix": "/nosuch/folder/x"}, "create the folder"),
     ],
@@ -147,6 +152,43 @@ def test_momentum_decay_and_multipliers_by_hand(engine: str) -> None:
             expected[i] -= history[i]
     for blob, wanted in zip((weight, bias), expected, strict=True):
         np.testing.assert_allclose(blob.data, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver_type", list(SOLVERS))
+def test_rules_do_not_see_the_chunks_they_get(
+    solver_type: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, also those that an engine keeps in its own layout, do not depend on the chunks."""
+    images = """
+        layer { name: "image" type: "DummyData" top: "x" dummy_data_param {
+                shape { dim: 2 dim: 3 dim: 9 dim: 9 } data_filler { type: "gaussian" } } }
+        layer { name: "conv" type: "Convolution" bottom: "x" top: "y" convolution_param {
+                num_output: 20 kernel_size: 3 weight_filler { type: "gaussian" std: 0.1 } } }
+        layer { name: "sum" type: "Reduction" bottom: "y" top: "s" loss_weight: 1 }"""
+    param = settings(type=solver_type, weight_decay=0.1, regularization_type="L1")
+    param.net_param.CopyFrom(parse_text(images, caffe_pb2.NetParameter()))
+    trained = []
+    for chunk in (CHUNK, 100):
+        monkeypatch.setattr(elementwise, "CHUNK", chunk)
+        solver = get_solver(param, engine=engine)
+        before = solver.net.params["conv"][0].data.copy()
+        solver.step(3)
+        trained.append(solver.net.params["conv"][0].data.copy())
+    assert (trained[0] != before).any()
+    assert (trained[0] == trained[1]).all()
+
+
+@pytest.mark.parametrize("solver_type", ["AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_a_parameter_without_rate_stays_but_its_history_takes_the_decay(
+    solver_type: str, engine: str
+) -> None:
+    param = settings(type=solver_type, weight_decay=0.1)
+    param.net_param.layer[1].param.add(lr_mult=0)
+    solver = get_solver(param, engine=engine)
+    before = solver.net.params["ip"][0].data.copy()
+    solver.step(2)
+    assert (solver.net.params["ip"][0].data == before).all()
+    assert (solver.history[0].data != 0).all()
 
 
 def test_l1_decay_takes_the_sign(engine: str) -> None:
