@@ -8,6 +8,7 @@ from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
     dropout,
     eltwise,
     embed,
+    hdf5,
     inner_product,
     input,  # noqa: A004
     loss,

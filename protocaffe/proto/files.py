@@ -22,12 +22,18 @@ def read_bytes(path: StrPath) -> bytes:
     try:
         return found.read_bytes()
     except FileNotFoundError:
-        siblings = os.listdir(found.parent) if found.parent.is_dir() else []
-        raise FileError(f"{path}: no such file{did_you_mean(found.name, siblings)}") from None
+        raise missing_file(path) from None
     except IsADirectoryError:
         raise FileError(f"{path}: expected a file, got a folder") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def missing_file(path: StrPath) -> FileError:
+    """Return the error for a file that is not there; it offers the nearest name."""
+    found = Path(path)
+    siblings = os.listdir(found.parent) if found.parent.is_dir() else []
+    return FileError(f"{path}: no such file{did_you_mean(found.name, siblings)}")
 
 
 def write_atomic(path: StrPath, data: bytes) -> None:
