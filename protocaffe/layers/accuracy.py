@@ -18,6 +18,10 @@ class Accuracy(Layer):
     Bottoms: scores (N, K, ...) with classes along ``axis`` (1), labels, one per position.
     Tops: the accuracy, no axes; optionally the recall of every class (K), 0 for unseen ones.
     Reference: Caffe's AccuracyLayer.
+
+    Example:
+        layer { name: "accuracy" type: "Accuracy" bottom: "fc8" bottom: "label" top: "accuracy"
+            include { phase: TEST } accuracy_param { top_k: 5 } }
     """
 
     bottoms = (2, 2)
@@ -67,6 +71,9 @@ class ArgMax(Layer):
     (N, 1, top_k), or with ``out_max_val`` (N, 2, top_k), indices then values; trailing axes of
     1 follow if x has more than 3.
     Reference: Caffe's ArgMaxLayer.
+
+    Example:
+        layer { name: "best" type: "ArgMax" bottom: "prob" top: "best" argmax_param { axis: 1 } }
     """
 
     bottoms = (1, 1)

@@ -16,9 +16,11 @@ import numpy as np
 
 from protocaffe.blob import Blob, Storage, Truth
 from protocaffe.engines.base import LayerNode, Plan, Work
+from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.primitives import (
     Layout,
     NativeArray,
+    Operation,
     Primitive,
     Runtime,
     reorder,
@@ -31,8 +33,8 @@ Kernel = Callable[["OneDnnPlan", LayerNode[AnyLayer]], bool]
 """Adds a layer's work to the plan, or returns False to leave the layer to its own code."""
 
 kernels: dict[type[Layer], Kernel[Any]] = {}
-keeps_input: set[type[Layer]] = set()
-"""Layers whose kernels need their bottom's data again in backward, in place too."""
+keeps_input: dict[type[Layer], Callable[[OneDnnPlan, LayerNode[Any]], bool]] = {}
+"""Whether a layer's kernel needs its bottom's data again in backward, in place too."""
 
 
 def kernel(
@@ -77,10 +79,13 @@ class OneDnnPlan(Plan):
         self._copies: dict[int, list[NativeArray]] = {}
         self._versions: dict[int, NativeArray] = {}
         self._fused: set[int] = set()
+        self._absorbed: set[int] = set()
         super().__init__(nodes)
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: its kernel if there is one for it, else its own code."""
+        if node.index in self._absorbed:
+            return
         build = kernels.get(type(node.layer))
         blobs = [*node.bottoms, *node.tops]
         if (
@@ -119,9 +124,11 @@ class OneDnnPlan(Plan):
         storage = blob.data_storage
         self._versions.pop(id(storage), None)
         bound = self._bound(storage, layout)
-        reader = self._next_reader(node, blob)
-        overwritten = reader is not None and any(top is blob for top in reader.tops)
-        if not overwritten or reader is None or not (keep or type(reader.layer) in keeps_input):
+        reader = self.next_reader(node, blob)
+        if reader is None or all(top is not blob for top in reader.tops):
+            return bound
+        needs = keeps_input.get(type(reader.layer))
+        if not keep and (needs is None or not needs(self, reader)):
             return bound
         return self._versions.setdefault(id(storage), NativeArray(layout))
 
@@ -259,7 +266,7 @@ class OneDnnPlan(Plan):
         Nobody can see the difference: the blob holds the ReLU's result either way.
         """
         top = node.tops[0]
-        reader = self._next_reader(node, top)
+        reader = self.next_reader(node, top)
         fits = (
             reader is not None
             and reader.layer.type == "ReLU"
@@ -270,9 +277,16 @@ class OneDnnPlan(Plan):
         )
         return reader if fits else None
 
-    def fuse(self, relu: LayerNode[Layer]) -> None:
-        """Note that a layer's forward is done by an earlier layer's kernel."""
-        self._fused.add(relu.index)
+    def next_reader(self, node: LayerNode[Layer], blob: Blob) -> LayerNode[Layer] | None:
+        """Return the first later layer that reads the blob."""
+        later = self.nodes[node.index + 1 :]
+        return next((each for each in later if any(b is blob for b in each.bottoms)), None)
+
+    def fuse(self, node: LayerNode[Layer], backward: bool = False) -> None:
+        """Note that an earlier kernel does this layer's forward, and maybe its backward too."""
+        self._fused.add(node.index)
+        if backward:
+            self._absorbed.add(node.index)
 
     def is_fused(self, node: LayerNode[Layer]) -> bool:
         """Whether an earlier kernel already does this layer's forward."""
@@ -390,6 +404,12 @@ class Accumulation:
 
     def _scratch(self) -> list[NativeArray]:
         return [NativeArray(layout) for layout in self._layouts]
+
+
+def workspace(made: Operation) -> NativeArray | None:
+    """Return memory for what forward notes down for backward (None where nothing is noted)."""
+    layout = made.layout(dnn.QUERY_WORKSPACE, ())
+    return NativeArray(layout) if layout.size else None
 
 
 def forced_own_code(layer: Layer) -> bool:

@@ -6,11 +6,10 @@ import numpy as np
 
 from protocaffe.engines.base import LayerNode, Work
 from protocaffe.engines.onednn import library as dnn
-from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
+from protocaffe.engines.onednn.plan import OneDnnPlan, kernel, workspace
 from protocaffe.engines.onednn.primitives import (
     Layout,
     NativeArray,
-    Operation,
     Primitive,
     dims,
     operation,
@@ -18,12 +17,6 @@ from protocaffe.engines.onednn.primitives import (
 from protocaffe.layers.normalization import LRN
 from protocaffe.layers.pooling import Pooling
 from protocaffe.proto import caffe_pb2
-
-
-def _workspace(made: Operation) -> NativeArray | None:
-    """What forward notes down for backward (None where nothing is noted)."""
-    layout = made.layout(dnn.QUERY_WORKSPACE, ())
-    return NativeArray(layout) if layout.size else None
 
 
 @kernel(Pooling)
@@ -58,9 +51,9 @@ def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
         )
         if backward is None or backward.is_reference:
             return False
-    workspace = _workspace(forward) if backward is not None else None
+    notes = workspace(forward) if backward is not None else None
     source, target = plan.source(node, bottom, src), plan.top(node, 0, dst)
-    arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: workspace}
+    arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: notes}
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if correction is not None:
         plan.add_forward(node, _scaled(target, correction, target), (top,), (top,))
@@ -70,7 +63,7 @@ def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
             corrected = NativeArray(dst)
             plan.add_backward(node, _scaled(gradient, correction, corrected), diffs=(top,))
             gradient = corrected
-        operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: workspace}
+        operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: notes}
         made = backward
         plan.add_bottom_gradient(
             node, lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}), src
@@ -159,19 +152,19 @@ def lrn(plan: OneDnnPlan, node: LayerNode[LRN]) -> bool:
         backward = operation(runtime, "lrn_backward", *head, layout, *rule, forward, None)
         if backward is None or backward.is_reference:
             return False
-    workspace = _workspace(forward) if backward is not None else None
+    notes = workspace(forward) if backward is not None else None
     source = plan.source(node, bottom, layout)
     arrays = {
         dnn.ARG_SRC: source,
         dnn.ARG_DST: plan.top(node, 0, layout),
-        dnn.ARG_WORKSPACE: workspace,
+        dnn.ARG_WORKSPACE: notes,
     }
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if backward is not None and node.propagate_down[0]:
         operands = {
             dnn.ARG_SRC: source,
             dnn.ARG_DIFF_DST: plan.diff(top),
-            dnn.ARG_WORKSPACE: workspace,
+            dnn.ARG_WORKSPACE: notes,
         }
         made = backward
         plan.add_bottom_gradient(

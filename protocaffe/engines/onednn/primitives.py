@@ -190,6 +190,9 @@ class Attributes:
         self.handle = c_void_p()
         runtime.check("primitive_attr_create", byref(self.handle))
         _own(self, runtime.library.dnnl_primitive_attr_destroy, self.handle)
+        self._post_ops = c_void_p()
+        runtime.check("post_ops_create", byref(self._post_ops))
+        _own(self, runtime.library.dnnl_post_ops_destroy, self._post_ops)
 
     def relu(self, negative_slope: float) -> Attributes:
         """Apply a ReLU to the result."""
@@ -199,17 +202,18 @@ class Attributes:
         """Add ``scale`` times the destination's old content to the result."""
         return self._post_op("post_ops_append_sum", scale, 0, dnn.UNDEF)
 
+    def binary(self, algorithm: int, operand: Layout) -> Attributes:
+        """Combine the result with an array given at execution, as the next post-operation."""
+        return self._post_op("post_ops_append_binary", algorithm, operand.handle)
+
     def runtime_scales(self, argument: int) -> Attributes:
         """Multiply an argument by a number given at each execution."""
         self.runtime.check("primitive_attr_set_scales_mask", self.handle, argument, 0)
         return self
 
     def _post_op(self, name: str, *arguments: Any) -> Attributes:
-        operations = c_void_p()
-        self.runtime.check("post_ops_create", byref(operations))
-        self.runtime.check(name, operations, *arguments)
-        self.runtime.check("primitive_attr_set_post_ops", self.handle, operations)
-        self.runtime.check("post_ops_destroy", operations)
+        self.runtime.check(name, self._post_ops, *arguments)
+        self.runtime.check("primitive_attr_set_post_ops", self.handle, self._post_ops)
         return self
 
 
