@@ -52,13 +52,26 @@ def build(text: str, engine: str) -> Net:
     return Net(parse_text(text, caffe_pb2.NetParameter()), caffe_pb2.TRAIN, engine=engine, seed=1)
 
 
-def assert_engines_agree(text: str, seed: int = 0, distinct: bool = False) -> None:
-    """Run both engines twice, forward and backward, and compare everything."""
+def assert_engines_agree(
+    text: str, seed: int = 0, distinct: bool = False, statistics: bool = False
+) -> None:
+    """Run both engines twice, forward and backward, and compare everything.
+
+    Args:
+        text: the net.
+        seed: of parameters, inputs and gradients.
+        distinct: let no two inputs be equal.
+        statistics: start from running statistics other than zero.
+    """
     nets = [build(text, "numpy"), build(text, "onednn")]
     for values in zip(*(_parameters(net) for net in nets), strict=True):
         drawn = np.random.default_rng(seed).standard_normal(values[0].shape) * 0.3
         for array in values:
             array[...] = drawn + (1 if array.ndim == 1 else 0)
+    for net in nets if statistics else ():
+        mean, variance, weight = (blob.data for blob in net.params["bn"])
+        mean[...], variance[...] = np.arange(mean.size) % 5 - 2, np.arange(mean.size) % 3 + 1
+        weight[...] = 2
     rng = np.random.default_rng(seed + 1)
     for _ in range(2):
         for name in nets[0].inputs:
@@ -198,16 +211,23 @@ def test_lrn(shape: tuple[int, ...], size: int, k: float, beta: float) -> None:
 
 
 @quick
-@given(images, st.booleans(), st.booleans(), st.booleans())
+@given(images, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_batch_norm_scale_relu(
-    shape: tuple[int, ...], in_place: bool, bias: bool, global_stats: bool
+    shape: tuple[int, ...],
+    in_place: bool,
+    bias: bool,
+    global_stats: bool,
+    convolved: bool,
+    backward: bool,
 ) -> None:
     if shape[0] * shape[2] * shape[3] < 4:
         shape = (4, *shape[1:])  # a variance of one or two numbers amplifies rounding
     names = ["y", "y", "y", "y"] if in_place else ["y", "b", "s", "r"]
     stats = str(global_stats).lower()
     text = inputs(shape)
-    text += layer("copy", "Power", "x", names[0])
+    kind = "Convolution" if convolved else "Power"
+    options = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }" if convolved else ""
+    text += layer("first", kind, "x", names[0], options)
     text += layer(
         "bn", "BatchNorm", *names[:2], f"batch_norm_param {{ use_global_stats: {stats} eps: 0.01 }}"
     )
@@ -215,7 +235,9 @@ def test_batch_norm_scale_relu(
         "scale", "Scale", *names[1:3], f"scale_param {{ bias_term: {str(bias).lower()} }}"
     )
     text += layer("relu", "ReLU", *names[2:4])
-    assert_engines_agree(text)
+    if not backward:
+        text = text.replace("force_backward: true", "")
+    assert_engines_agree(text, statistics=True)
 
 
 @quick
@@ -284,3 +306,19 @@ def test_shared_weights_and_a_new_input_shape() -> None:
     net.blobs["x"].reshape(3, 16, 9, 5)
     net.forward()
     assert net.blobs["b"].data.shape == (3, 16, 9, 5)
+
+
+@quick
+@given(images, st.booleans(), st.booleans(), st.sampled_from([None, 0, 0.1]))
+def test_normalisation_folds_into_the_convolution_where_no_backward_runs(
+    shape: tuple[int, ...], conv_bias: bool, scale_bias: bool, slope: float | None
+) -> None:
+    flags = [str(flag).lower() for flag in (conv_bias, scale_bias)]
+    options = f"convolution_param {{ num_output: 17 kernel_size: 1 bias_term: {flags[0]} }}"
+    text = inputs(shape).replace("force_backward: true", "")
+    text += layer("first", "Convolution", "x", "y", options)
+    text += layer("bn", "BatchNorm", "y", "y", "batch_norm_param { use_global_stats: true }")
+    text += layer("scale", "Scale", "y", "y", f"scale_param {{ bias_term: {flags[1]} }}")
+    if slope is not None:
+        text += layer("relu", "ReLU", "y", "y", f"relu_param {{ negative_slope: {slope} }}")
+    assert_engines_agree(text, statistics=True)

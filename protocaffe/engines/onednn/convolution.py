@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.normalization import Chain, find_chain
 from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
 from protocaffe.engines.onednn.primitives import (
     Attributes,
@@ -45,32 +48,87 @@ class Passes:
         return not any(each is not None and each.is_reference for each in made)
 
 
-def _relu_attributes(plan: OneDnnPlan, relu: LayerNode[Layer] | None) -> Attributes | None:
-    if relu is None:
-        return None
-    return Attributes(plan.runtime).relu(relu.layer.param.relu_param.negative_slope)
+@dataclass
+class Epilogue:
+    """What a primitive does to its result before storing it.
+
+    Attributes:
+        attributes: the primitive's post-operations.
+        relu: the layer that is one of them; its backward is left to do.
+        folded: the normalisation that is one of them, where no backward runs.
+    """
+
+    attributes: Attributes | None = None
+    relu: LayerNode[Layer] | None = None
+    folded: FoldedChain | None = None
 
 
-def _bind(
-    plan: OneDnnPlan, node: LayerNode[Layer], passes: Passes, relu: LayerNode[Layer] | None
-) -> None:
-    """Add the forward and backward work of a layer with weights to the plan."""
+def _epilogue(plan: OneDnnPlan, node: LayerNode[Layer]) -> Epilogue:
+    """Find the in-place layers behind a layer that its kernel can take over."""
+    chain = None if node.needs_backward else _foldable_chain(plan, node)
+    relu = plan.fusable_relu(node) if chain is None else chain.relu
+    if chain is None and relu is None:
+        return Epilogue()
+    attributes, folded = Attributes(plan.runtime), None
+    if chain is not None:
+        folded = FoldedChain(plan, chain)
+        layout = folded.factor.layout
+        attributes.binary(dnn.BINARY_MUL, layout).binary(dnn.BINARY_ADD, layout)
     if relu is not None:
-        plan.fuse(relu)
+        attributes.relu(relu.layer.param.relu_param.negative_slope)
+    return Epilogue(attributes, relu, folded)
+
+
+def _foldable_chain(plan: OneDnnPlan, node: LayerNode[Layer]) -> Chain | None:
+    """The chain of BatchNorm and Scale with running statistics that overwrites the result."""
+    top = node.tops[0]
+    norm: LayerNode[Any] | None = plan.next_reader(node, top)
+    if norm is None or norm.tops[0] is not top or any(node.layer.loss_weights):
+        return None
+    chain = find_chain(plan, norm)
+    folds = chain is not None and norm.layer.use_global_stats and not norm.needs_backward
+    return chain if folds else None
+
+
+class FoldedChain:
+    """A normalisation as one factor and one shift per channel, worked out before each forward."""
+
+    def __init__(self, plan: OneDnnPlan, chain: Chain) -> None:
+        self.chain = chain
+        channels = chain.norm.bottoms[0].channels
+        layout = Layout.plain(plan.runtime, (1, channels, 1, 1))
+        self.factor, self.shift = NativeArray(layout), NativeArray(layout)
+
+    def __call__(self) -> None:
+        """Work out factor and shift from the parameters as they are now."""
+        norm, blobs = self.chain.norm.layer, self.chain.scale.layer.blobs
+        mean, variance = norm.running_statistics()
+        factor, shift = self.factor.values, self.shift.values
+        np.divide(blobs[0].data_storage.host_read(), np.sqrt(variance + norm.eps), out=factor)
+        np.multiply(mean, -factor, out=shift)
+        if len(blobs) > 1:
+            shift += blobs[1].data_storage.host_read()
+
+
+def _bind(plan: OneDnnPlan, node: LayerNode[Layer], passes: Passes, epilogue: Epilogue) -> None:
+    """Add the forward and backward work of a layer with weights to the plan."""
     bottom, top, blobs = node.bottoms[0], node.tops[0], node.layer.blobs
     source = plan.source(node, bottom, passes.src)
     weights = _weights(plan, node, blobs[0], passes.weights)
     bias = None if passes.bias is None else plan.parameter(blobs[1], passes.bias)
-    forward = Primitive(
-        passes.forward,
-        {
-            dnn.ARG_SRC: source,
-            dnn.ARG_WEIGHTS: weights,
-            dnn.ARG_BIAS: bias,
-            dnn.ARG_DST: plan.top(node, 0, passes.dst),
-        },
-    )
-    plan.add_forward(node, forward, (bottom, *blobs), (top,))
+    last = _fuse(plan, node, epilogue)
+    arrays = {
+        dnn.ARG_SRC: source,
+        dnn.ARG_WEIGHTS: weights,
+        dnn.ARG_BIAS: bias,
+        dnn.ARG_DST: plan.top(last, 0, passes.dst),
+    }
+    folded = epilogue.folded
+    if folded is not None:
+        arrays[dnn.ARG_POST_OP | dnn.ARG_SRC_1] = folded.factor
+        arrays[dnn.ARG_POST_OP * 2 | dnn.ARG_SRC_1] = folded.shift
+        plan.add_forward(node, folded, (), ())
+    plan.add_forward(node, Primitive(passes.forward, arrays), (bottom, *blobs), (top,))
     if not node.needs_backward:
         return
     gradient = plan.gradient_in(node, top, passes.dst)
@@ -90,6 +148,20 @@ def _bind(
             passes.src,
             data=blobs[:1],
         )
+
+
+def _fuse(plan: OneDnnPlan, node: LayerNode[Layer], epilogue: Epilogue) -> LayerNode[Layer]:
+    """Tell the plan which layers the epilogue does; return the one whose result is stored."""
+    last = node
+    if epilogue.folded is not None:
+        chain = epilogue.folded.chain
+        for each in (chain.norm, chain.scale):
+            plan.fuse(each, backward=True)
+        last = chain.scale
+    if epilogue.relu is not None:
+        plan.fuse(epilogue.relu)
+        last = epilogue.relu
+    return last
 
 
 def _bind_backward_weights(
@@ -144,13 +216,12 @@ def convolution(plan: OneDnnPlan, node: LayerNode[Convolution]) -> bool:
     geometry = node.layer.geometry
     if len(node.bottoms) != 1 or bottom.num_axes != 4 or geometry.channel_axis != 1:
         return False
-    relu = plan.fusable_relu(node)
-    attributes = _relu_attributes(plan, relu)
+    epilogue = _epilogue(plan, node)
     for src, dst in _convolution_layouts(plan, node):
         for weights in _weight_layouts(plan, node):
-            passes = _convolution_passes(plan, node, src, weights, dst, attributes)
+            passes = _convolution_passes(plan, node, src, weights, dst, epilogue.attributes)
             if passes is not None and passes.is_fast:
-                _bind(plan, node, passes, relu)
+                _bind(plan, node, passes, epilogue)
                 return True
     return False
 
@@ -267,14 +338,13 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
     rows = node.bottoms[0].count // inputs
     src, dst = (Layout.plain(runtime, (rows, columns)) for columns in (inputs, outputs))
     bias = Layout.plain(runtime, (outputs,)) if len(blobs) > 1 else None
-    relu = plan.fusable_relu(node)
+    epilogue = _epilogue(plan, node)
     settled = _settled(blobs[0], (outputs, inputs))
     weights = settled or Layout.any(runtime, (outputs, inputs))
     forward = operation(
         runtime,
         "inner_product_forward",
-        *(dnn.FORWARD_TRAINING, src, weights, bias, dst),
-        _relu_attributes(plan, relu),
+        *(dnn.FORWARD_TRAINING, src, weights, bias, dst, epilogue.attributes),
     )
     if forward is None:
         raise layer.error("oneDNN has no implementation of this inner product")
@@ -289,5 +359,5 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
         passes.backward_weights = operation(
             runtime, "inner_product_backward_weights", src, weights, bias, dst, forward, None
         )
-    _bind(plan, node, passes, relu)
+    _bind(plan, node, passes, epilogue)
     return True
