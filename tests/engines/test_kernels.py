@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from protocaffe.engines import get_engine
-from protocaffe.errors import UsageError
+from protocaffe.errors import NetError, UsageError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
@@ -150,6 +150,36 @@ def test_convolution_with_and_without_relu(text: str, seed: int) -> None:
 
 
 @quick
+@given(convolutions(), st.integers(0, 9))
+def test_deconvolution(text: str, seed: int) -> None:
+    """The same options, where the deconvolved image has any pixels."""
+    text = text.replace('"Convolution"', '"Deconvolution"')
+    try:
+        build(text, "numpy")
+    except NetError:
+        assume(False)
+    assert_engines_agree(text, seed)
+
+
+@quick
+@given(
+    images,
+    st.sampled_from(["TanH", "Sigmoid", "ELU", "ReLU"]),
+    st.sampled_from([0.0, 0.5, -0.5]),
+    st.booleans(),
+)
+def test_activations(shape: tuple[int, ...], kind: str, slope: float, in_place: bool) -> None:
+    slope = abs(slope) if in_place else slope
+    options = {
+        "ELU": f"elu_param {{ alpha: {slope} }}",
+        "ReLU": f"relu_param {{ negative_slope: {slope} }}",
+    }
+    text = inputs(shape) + layer("copy", "Power", "x", "y")
+    text += layer("act", kind, "y", "y" if in_place else "z", options.get(kind, ""))
+    assert_engines_agree(text)
+
+
+@quick
 @given(images, st.integers(1, 40), st.booleans(), st.booleans(), st.sampled_from([1, 2, -1]))
 def test_inner_product(
     shape: tuple[int, ...], outputs: int, bias: bool, relu: bool, axis: int
@@ -226,8 +256,8 @@ def test_batch_norm_scale_relu(
     stats = str(global_stats).lower()
     text = inputs(shape)
     kind = "Convolution" if convolved else "Power"
-    options = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }" if convolved else ""
-    text += layer("first", kind, "x", names[0], options)
+    options = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }"
+    text += layer("first", kind, "x", names[0], options if convolved else "")
     text += layer(
         "bn", "BatchNorm", *names[:2], f"batch_norm_param {{ use_global_stats: {stats} eps: 0.01 }}"
     )

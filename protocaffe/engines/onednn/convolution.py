@@ -25,7 +25,7 @@ from protocaffe.engines.onednn.primitives import (
     reorder,
 )
 from protocaffe.layers import Layer
-from protocaffe.layers.convolution import Convolution
+from protocaffe.layers.convolution import Convolution, ConvolutionBase
 from protocaffe.layers.inner_product import InnerProduct
 
 
@@ -114,7 +114,7 @@ def _bind(plan: OneDnnPlan, node: LayerNode[Layer], passes: Passes, epilogue: Ep
     """Add the forward and backward work of a layer with weights to the plan."""
     bottom, top, blobs = node.bottoms[0], node.tops[0], node.layer.blobs
     source = plan.source(node, bottom, passes.src)
-    weights = _weights(plan, node, blobs[0], passes.weights)
+    weights = weights_in(plan, node, blobs[0], passes.weights)
     bias = None if passes.bias is None else plan.parameter(blobs[1], passes.bias)
     last = _fuse(plan, node, epilogue)
     arrays = {
@@ -185,7 +185,7 @@ def _bind_backward_weights(
     )
 
 
-def _weights(plan: OneDnnPlan, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
+def weights_in(plan: OneDnnPlan, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
     """Return the weights in the layout the operation chose, copied if another net settled one."""
     native = plan.parameter(blob, layout)
     if native.layout == layout:
@@ -203,111 +203,131 @@ def _settled(blob: Blob, shape: tuple[int, ...]) -> Layout | None:
     return None
 
 
-def _wants(node: LayerNode[Layer]) -> tuple[bool, bool]:
-    """Whether the bottom's gradient and any parameter's gradient are to be computed."""
-    data = node.needs_backward and node.propagate_down[0]
-    return data, node.needs_backward and any(node.layer.param_propagate_down)
-
-
 @kernel(Convolution)
 def convolution(plan: OneDnnPlan, node: LayerNode[Convolution]) -> bool:
     """2-D convolution of one bottom; others run the layer's own code."""
     bottom = node.bottoms[0]
-    geometry = node.layer.geometry
+    layer, geometry = node.layer, node.layer.geometry
     if len(node.bottoms) != 1 or bottom.num_axes != 4 or geometry.channel_axis != 1:
         return False
     epilogue = _epilogue(plan, node)
-    for src, dst in _convolution_layouts(plan, node):
-        for weights in _weight_layouts(plan, node):
-            passes = _convolution_passes(plan, node, src, weights, dst, epilogue.attributes)
+    bias = Layout.plain(plan.runtime, layer.blobs[1].shape) if geometry.bias_term else None
+    shapes = (bottom.shape, node.tops[0].shape)
+    wants = Wants(
+        data=node.needs_backward and node.propagate_down[0],
+        weights=node.needs_backward and any(layer.param_propagate_down),
+    )
+    passes = fast_passes(plan, layer, shapes, wants, bias, epilogue.attributes)
+    if passes is None:
+        return False
+    _bind(plan, node, passes, epilogue)
+    return True
+
+
+@dataclass
+class Wants:
+    """Which gradients are to be computed."""
+
+    data: bool
+    weights: bool
+
+
+def fast_passes(
+    plan: OneDnnPlan,
+    layer: ConvolutionBase,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    wants: Wants,
+    bias: Layout | None = None,
+    attributes: Attributes | None = None,
+) -> Passes | None:
+    """Return the three passes in the first layouts in which none is slow, or None.
+
+    Args:
+        plan: for the library.
+        layer: its geometry and weights.
+        shapes: of the image and of the grid of window positions over it.
+        wants: which gradients.
+        bias: the bias' layout, None for no bias.
+        attributes: what the forward pass does to its result.
+    """
+    for src, dst in _image_and_grid_layouts(plan.runtime, *shapes):
+        for weights in _weight_layouts(plan, layer):
+            passes = _passes(plan, layer, (src, weights, bias, dst), wants, attributes)
             if passes is not None and passes.is_fast:
-                _bind(plan, node, passes, epilogue)
-                return True
-    return False
+                return passes
+    return None
 
 
-def _convolution_layouts(
-    plan: OneDnnPlan, node: LayerNode[Convolution]
+def _image_and_grid_layouts(
+    runtime: Runtime, image: tuple[int, ...], grid: tuple[int, ...]
 ) -> Iterator[tuple[Layout, Layout]]:
     """Layouts of bottom and top to try, the one that is best in whole nets first.
 
     Blocked channels throughout beat what oneDNN picks layer by layer, because no reorders
     come between; images (few channels) must stay plain, blocked ones fall to slow code.
     """
-    shapes = (node.bottoms[0].shape, node.tops[0].shape)
-    runtime = plan.runtime
-    make = Layout.plain if shapes[0][1] < FEW_CHANNELS else Layout.blocked
-    yield make(runtime, shapes[0]), Layout.blocked(runtime, shapes[1])
-    yield Layout.any(runtime, shapes[0]), Layout.any(runtime, shapes[1])
-    yield Layout.plain(runtime, shapes[0]), Layout.plain(runtime, shapes[1])
+    make = Layout.plain if image[1] < FEW_CHANNELS else Layout.blocked
+    yield make(runtime, image), Layout.blocked(runtime, grid)
+    yield Layout.any(runtime, image), Layout.any(runtime, grid)
+    yield Layout.plain(runtime, image), Layout.plain(runtime, grid)
 
 
 FEW_CHANNELS = 8
 
 
-def _weight_shape(node: LayerNode[Convolution]) -> tuple[int, ...]:
-    geometry, shape = node.layer.geometry, node.layer.blobs[0].shape
-    if geometry.group == 1:
-        return shape
-    return (geometry.group, shape[0] // geometry.group, *shape[1:])
-
-
-def _weight_layouts(plan: OneDnnPlan, node: LayerNode[Convolution]) -> Iterator[Layout]:
-    shape = _weight_shape(node)
-    settled = _settled(node.layer.blobs[0], shape)
+def _weight_layouts(plan: OneDnnPlan, layer: ConvolutionBase) -> Iterator[Layout]:
+    group, blob = layer.geometry.group, layer.blobs[0]
+    shape = blob.shape
+    if group > 1:
+        shape = (group, shape[0] // group, *shape[1:])
+    settled = _settled(blob, shape)
     if settled is not None:
         yield settled
     yield Layout.any(plan.runtime, shape)
 
 
-def _convolution_passes(
+def _passes(
     plan: OneDnnPlan,
-    node: LayerNode[Convolution],
-    src: Layout,
-    weights: Layout,
-    dst: Layout,
+    layer: ConvolutionBase,
+    layouts: tuple[Layout, Layout, Layout | None, Layout],
+    wants: Wants,
     attributes: Attributes | None,
 ) -> Passes | None:
-    runtime, geometry = plan.runtime, node.layer.geometry
-    bias = Layout.plain(runtime, node.layer.blobs[1].shape) if geometry.bias_term else None
+    runtime, geometry = plan.runtime, layer.geometry
+    src, weights, bias, dst = layouts
     window = [
         dims(geometry.stride),
         dims([d - 1 for d in geometry.dilation]),
         dims(geometry.pad),
         dims(geometry.pad),
     ]
-    forward = operation(
-        runtime,
-        "convolution_forward",
-        *(dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT, src, weights, bias, dst),
-        *(*window, attributes),
-    )
+    head = (dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT)
+    forward = operation(runtime, "convolution_forward", *head, *layouts, *window, attributes)
     if forward is None:
         return None
     src = forward.layout(dnn.QUERY_SRC, src.shape)
     weights = forward.layout(dnn.QUERY_WEIGHTS, weights.shape)
     dst = forward.layout(dnn.QUERY_DST, dst.shape)
     passes = Passes(src, weights, bias, dst, forward, None, None)
-    want_data, want_weights = _wants(node)
-    hint = (dnn.CONVOLUTION_DIRECT,)
     # Forward and the gradients like their weights in different orders; where the forward's is
     # refused, the primitive gets its own and the weights (or their gradient) are reordered.
     choices = (weights, Layout.any(runtime, weights.shape))
-    if want_data:
+    tail = (*window, forward, None)
+    if wants.data:
         passes.backward_data = _first_fast(
             runtime,
             "convolution_backward_data",
-            [(*hint, src, layout, dst, *window, forward, None) for layout in choices],
+            [(dnn.CONVOLUTION_DIRECT, src, layout, dst, *tail) for layout in choices],
         )
-    if want_weights:
+    if wants.weights:
         passes.backward_weights = _first_fast(
             runtime,
             "convolution_backward_weights",
-            [(*hint, src, layout, bias, dst, *window, forward, None) for layout in choices],
+            [(dnn.CONVOLUTION_DIRECT, src, layout, bias, dst, *tail) for layout in choices],
         )
-    complete = (passes.backward_data is not None) == want_data and (
+    complete = (passes.backward_data is not None) >= wants.data and (
         passes.backward_weights is not None
-    ) == want_weights
+    ) >= wants.weights
     return passes if complete else None
 
 
@@ -350,12 +370,11 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
         raise layer.error("oneDNN has no implementation of this inner product")
     weights = forward.layout(dnn.QUERY_WEIGHTS, (outputs, inputs))
     passes = Passes(src, weights, bias, dst, forward, None, None)
-    want_data, want_weights = _wants(node)
-    if want_data:
+    if node.needs_backward and node.propagate_down[0]:
         passes.backward_data = operation(
             runtime, "inner_product_backward_data", src, weights, dst, forward, None
         )
-    if want_weights:
+    if node.needs_backward and any(layer.param_propagate_down):
         passes.backward_weights = operation(
             runtime, "inner_product_backward_weights", src, weights, bias, dst, forward, None
         )

@@ -9,7 +9,13 @@ import numpy as np
 
 from protocaffe.blob import Array, Storage, Truth
 from protocaffe.engines.base import Engine, LayerNode, MomentumUpdate, Plan
-from protocaffe.engines.onednn import convolution, elementwise, normalization, pooling
+from protocaffe.engines.onednn import (
+    convolution,
+    deconvolution,
+    elementwise,
+    normalization,
+    pooling,
+)
 from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.plan import OneDnnPlan
 from protocaffe.engines.onednn.primitives import (
@@ -23,7 +29,7 @@ from protocaffe.engines.onednn.primitives import (
 )
 from protocaffe.layers import Layer
 
-KERNEL_MODULES = (convolution, elementwise, normalization, pooling)
+KERNEL_MODULES = (convolution, deconvolution, elementwise, normalization, pooling)
 """Importing them registers their kernels."""
 
 
