@@ -2,6 +2,7 @@
 # make test    run the tests
 # make lint    check style and types
 # make proto   compile proto/caffe.proto after a change
+# make docs    write docs/layers.md after a change to a layer's docstring or settings
 # make bench   measure speed against PyTorch (benchmarks/README.md)
 #
 # Everything happens in .venv; PYTHON=python3.12 picks another interpreter.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := build/digits
 
-.PHONY: demo test lint proto bench clean
+.PHONY: demo test lint proto docs bench clean
 
 demo: .venv/demo
 	$(BIN)/python scripts/make_digits.py $(DIGITS)
@@ -34,6 +35,9 @@ lint: .venv/dev
 
 proto: .venv/dev
 	$(BIN)/python proto/compile.py
+
+docs: .venv/dev
+	$(BIN)/python scripts/make_layers_page.py
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks

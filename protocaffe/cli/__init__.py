@@ -24,6 +24,7 @@ COMMANDS = {
     "test": "run a trained net over its test data",
     "time": "measure how long each layer of a net takes",
     "device_query": "print what this machine can compute with",
+    "layers": "list the layer types, or explain one",
     "convert_imageset": "make a database from a list of images",
     "compute_image_mean": "average the images of a database",
 }

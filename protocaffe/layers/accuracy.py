@@ -12,7 +12,7 @@ from protocaffe.layers.softmax import outer_axis_inner
 class Accuracy(Layer):
     """The share of positions whose true class is among the ``top_k`` (1) best.
 
-    A position is right if fewer than top_k *other* classes score at least as much as the true
+    A position is right if fewer than top_k other classes score at least as much as the true
     one, so ties count against it. Positions labelled ``ignore_label`` do not count; 0 if none do.
 
     Bottoms: scores (N, K, ...) with classes along ``axis`` (1), labels, one per position.

@@ -67,6 +67,10 @@ class ReLU(Neuron):
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Nair & Hinton, "Rectified Linear Units Improve Restricted Boltzmann
     Machines", ICML 2010; Caffe's ReLULayer.
+
+    Example:
+        layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1"
+            relu_param { negative_slope: 0.1 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -97,6 +101,10 @@ class PReLU(Neuron):
     Bottoms: x (N, C, ...). Tops: y, the same shape.
     Parameter: slope (C), or one number with ``channel_shared``; filled with 0.25.
     Reference: He et al., "Delving Deep into Rectifiers", ICCV 2015; Caffe's PReLULayer.
+
+    Example:
+        layer { name: "prelu1" type: "PReLU" bottom: "conv1" top: "conv1"
+            prelu_param { filler { value: 0.25 } } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -146,6 +154,9 @@ class AbsVal(Function):
 
     Bottoms: x, any shape; not in place. Tops: y, the same shape.
     Reference: Caffe's AbsValLayer.
+
+    Example:
+        layer { name: "abs" type: "AbsVal" bottom: "difference" top: "distance" }
     """
 
     in_place = False
@@ -163,6 +174,9 @@ class BNLL(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's BNLLLayer.
+
+    Example:
+        layer { name: "bnll1" type: "BNLL" bottom: "conv1" top: "conv1" }
     """
 
     def function(self, x: Array) -> Any:
@@ -181,6 +195,10 @@ class Clip(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's ClipLayer.
+
+    Example:
+        layer { name: "relu6" type: "Clip" bottom: "conv1" top: "conv1"
+            clip_param { min: 0 max: 6 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -203,6 +221,9 @@ class ELU(Function):
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Clevert et al., "Fast and Accurate Deep Network Learning by Exponential Linear
     Units", ICLR 2016; Caffe's ELULayer.
+
+    Example:
+        layer { name: "elu1" type: "ELU" bottom: "conv1" top: "conv1" elu_param { alpha: 1 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -222,6 +243,9 @@ class Exp(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's ExpLayer.
+
+    Example:
+        layer { name: "exp" type: "Exp" bottom: "log_scale" top: "scale" exp_param { base: 2 } }
     """
 
     derivative_needs_x = False
@@ -245,6 +269,9 @@ class Log(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's LogLayer.
+
+    Example:
+        layer { name: "log" type: "Log" bottom: "prob" top: "log_prob" log_param { base: 2 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -280,6 +307,10 @@ class Power(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's PowerLayer.
+
+    Example:
+        layer { name: "scaled" type: "Power" bottom: "data" top: "scaled"
+            power_param { scale: 0.0078125 shift: -1 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -306,6 +337,9 @@ class Sigmoid(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's SigmoidLayer.
+
+    Example:
+        layer { name: "gate" type: "Sigmoid" bottom: "ip1" top: "gate" }
     """
 
     derivative_needs_x = False
@@ -331,6 +365,9 @@ class Swish(Function):
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Ramachandran et al., "Searching for Activation Functions", 2017; Caffe's
     SwishLayer.
+
+    Example:
+        layer { name: "swish1" type: "Swish" bottom: "conv1" top: "conv1_swish" }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -349,6 +386,9 @@ class TanH(Function):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's TanHLayer.
+
+    Example:
+        layer { name: "tanh1" type: "TanH" bottom: "ip1" top: "ip1" }
     """
 
     derivative_needs_x = False
@@ -366,6 +406,10 @@ class Threshold(Neuron):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's ThresholdLayer.
+
+    Example:
+        layer { name: "mask" type: "Threshold" bottom: "prob" top: "mask"
+            threshold_param { threshold: 0.5 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:

@@ -57,6 +57,8 @@ class Layer:
     """Loss layers get an automatic top and a loss weight of 1 unless the prototxt says else."""
     dynamic: ClassVar[bool] = False
     """Whether ``forward`` may give the tops other shapes (data sources, Python layers)."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Fields of ``LayerParameter`` with its settings, besides the one named after the type."""
 
     def __init__(
         self,
@@ -99,6 +101,18 @@ class Layer:
     def allow_force_backward(self, bottom_index: int) -> bool:
         """Whether ``force_backward`` may ask for this bottom's gradient (not for labels)."""
         return True
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a run that goes on later needs besides the blobs, as JSON values.
+
+        A layer that remembers more than its random numbers from one forward to the next adds
+        it here and takes it back in :meth:`set_state`.
+        """
+        return {"random": self.rng.bit_generator.state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`get_state` was called."""
+        self.rng.bit_generator.state = state["random"]
 
     def close(self) -> None:
         """Let go of files and threads."""

@@ -167,6 +167,7 @@ class ConvolutionBase(Layer):
 
     bottoms = (1, None)
     tops = (1, None)
+    settings = ("convolution_param",)
     equal_bottoms_and_tops = True
     transposed: ClassVar[bool]
 
@@ -307,6 +308,11 @@ class Convolution(ConvolutionBase):
     Parameters: W (num_output, C / group, *kernel), bias (num_output).
     Reference: LeCun et al., "Gradient-based learning applied to document recognition",
     Proc. IEEE 1998; Caffe's ConvolutionLayer.
+
+    Example:
+        layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
+            convolution_param { num_output: 32 kernel_size: 3 pad: 1
+                weight_filler { type: "msra" } } }
     """
 
     transposed = False
@@ -336,6 +342,12 @@ class Deconvolution(ConvolutionBase):
     Parameters: W (C, num_output / group, *kernel), bias (num_output).
     Reference: Long et al., "Fully Convolutional Networks for Semantic Segmentation",
     CVPR 2015; Caffe's DeconvolutionLayer.
+
+    Example:
+        layer { name: "upscore" type: "Deconvolution" bottom: "score" top: "upscore"
+            param { lr_mult: 0 }
+            convolution_param { num_output: 6 group: 6 kernel_size: 4 stride: 2 pad: 1
+                bias_term: false weight_filler { type: "bilinear" } } }
     """
 
     transposed = True
@@ -361,12 +373,17 @@ class Im2col(Layer):
     Backward sums each pixel's gradient over the windows that hold it.
 
     Bottoms: x (..., C, *spatial). Tops: (..., C * product of kernel, *grid), channels ordered
-    by input channel, then kernel row, then kernel column. Settings: ``convolution_param``.
+    by input channel, then kernel row, then kernel column.
     Reference: Caffe's Im2colLayer.
+
+    Example:
+        layer { name: "windows" type: "Im2col" bottom: "data" top: "windows"
+            convolution_param { kernel_size: 3 pad: 1 } }
     """
 
     bottoms = (1, 1)
     tops = (1, 1)
+    settings = ("convolution_param",)
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.geometry = ConvolutionGeometry.read(self.param.convolution_param, bottom[0], self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from protocaffe.blob import Blob
 from protocaffe.data.batches import Batch, BatchFiller, RawBatch, read_batches
 from protocaffe.data.database import open_database
@@ -19,14 +21,19 @@ class Data(Layer):
 
     Records come in key order; after the last one the first follows, in the middle of a batch if
     need be. Each batch takes its shape from its first record, so with ``batch_size: 1`` images
-    of any size follow each other. ``transform_param`` says what happens to the images on the way
-    (:class:`~protocaffe.data.transformer.Transformer`); the fields of that kind inside
+    of any size follow each other. ``transform_param`` says what happens to the images on the
+    way; the fields of that kind inside
     ``data_param`` are of old files and have no effect. Reading, decoding and transforming run
     ahead in threads, ``prefetch`` batches deep.
 
     Bottoms: none. Tops: the images, (batch, channels, height, width), and optionally the labels,
     (batch,); a record without label reads 0.
     Reference: Caffe's DataLayer and DataTransformer.
+
+    Example:
+        layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+            transform_param { mirror: true crop_size: 4 mean_value: 128 }
+            data_param { source: "train_lmdb" batch_size: 2 backend: LMDB } }
 
     Attributes:
         position: how many records ``forward`` has given out so far.
@@ -35,6 +42,7 @@ class Data(Layer):
     bottoms = (0, 0)
     tops = (1, 2)
     dynamic = True
+    settings = ("transform_param",)
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.position = 0
@@ -81,6 +89,14 @@ class Data(Layer):
         """
         self._stop()
         self.position = position
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "position": self.position, "seed": self._filler.seed}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._filler.seed = state["seed"]
+        self.seek(state["position"])
 
     def close(self) -> None:
         self._stop()

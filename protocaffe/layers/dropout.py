@@ -19,6 +19,10 @@ class Dropout(Neuron):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Srivastava et al., "Dropout", JMLR 2014; Caffe's DropoutLayer.
+
+    Example:
+        layer { name: "drop6" type: "Dropout" bottom: "fc6" top: "fc6"
+            dropout_param { dropout_ratio: 0.5 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:

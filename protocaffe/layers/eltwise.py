@@ -23,6 +23,10 @@ class Eltwise(Layer):
     Bottoms: two or more of one shape. Tops: y, the same shape.
     Reference: Caffe's EltwiseLayer.
 
+    Example:
+        layer { name: "sum" type: "Eltwise" bottom: "shortcut" bottom: "residual" top: "sum"
+            eltwise_param { operation: SUM } }
+
     Attributes:
         operation: ``EltwiseParameter.SUM``, ``PROD`` or ``MAX``.
         coeffs: one per bottom.

@@ -15,6 +15,10 @@ class Embed(Layer):
     Tops: y, that shape and num_output.
     Parameters: W (input_dim, num_output), bias (num_output).
     Reference: Caffe's EmbedLayer.
+
+    Example:
+        layer { name: "embedding" type: "Embed" bottom: "words" top: "embedding"
+            embed_param { input_dim: 1000 num_output: 64 weight_filler { type: "xavier" } } }
     """
 
     bottoms = (1, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from protocaffe.blob import Blob
 from protocaffe.data.hdf5 import HDF5Rows, create_file, write_rows
 from protocaffe.errors import DataError, FileError
@@ -20,6 +22,10 @@ class HDF5Data(Layer):
     Bottoms: none. Tops: one per data set, (batch, ...).
     Reference: Caffe's HDF5DataLayer.
 
+    Example:
+        layer { name: "data" type: "HDF5Data" top: "data" top: "label"
+            hdf5_data_param { source: "train_list.txt" batch_size: 2 shuffle: true } }
+
     Attributes:
         position: how many rows ``forward`` has given out so far.
     """
@@ -37,10 +43,10 @@ class HDF5Data(Layer):
             raise self.error("hdf5_data_param needs a batch_size of at least 1")
         if not options.source:
             raise self.error("hdf5_data_param needs a source: a list of HDF5 files")
-        self._seed = int(self.rng.integers(2**63))
+        seed = int(self.rng.integers(2**63))
         try:
             self._rows = HDF5Rows(
-                options.source, self.param.top, shuffle=options.shuffle, seed=self._seed
+                options.source, self.param.top, shuffle=options.shuffle, seed=seed
             )
         except (DataError, FileError) as error:
             raise self.error(str(error)) from None
@@ -60,6 +66,14 @@ class HDF5Data(Layer):
         """Go on as if ``position`` rows had been given out since the set-up."""
         self.position = position
 
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "position": self.position, "seed": self._rows.seed}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._rows.seed = state["seed"]
+        self.seek(state["position"])
+
 
 @register("HDF5Output")
 class HDF5Output(Layer):
@@ -70,6 +84,10 @@ class HDF5Output(Layer):
 
     Bottoms: any two blobs of up to four axes and equal num. Tops: none.
     Reference: Caffe's HDF5OutputLayer.
+
+    Example:
+        layer { name: "save" type: "HDF5Output" bottom: "features" bottom: "label"
+            hdf5_output_param { file_name: "features.h5" } }
     """
 
     bottoms = (2, 2)

@@ -16,6 +16,10 @@ class InnerProduct(Layer):
     Tops: y, the batch axes and num_output.
     Parameters: W (num_output, K), or (K, num_output) with ``transpose``; bias (num_output).
     Reference: Caffe's InnerProductLayer.
+
+    Example:
+        layer { name: "fc8" type: "InnerProduct" bottom: "pool5" top: "fc8"
+            inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
     """
 
     bottoms = (1, 1)

@@ -38,8 +38,13 @@ class Source(Layer):
 class Input(Source):
     """Blobs that the user writes to before forward.
 
-    Tops: one or more, shaped by ``shape`` (once for all tops, once per top, or not at all; then
-    the user reshapes them).
+    Bottoms: none. Tops: one or more, shaped by ``shape`` (once for all tops, once per top, or not
+    at all; then the user reshapes them).
+    Reference: Caffe's InputLayer.
+
+    Example:
+        layer { name: "data" type: "Input" top: "data"
+            input_param { shape { dim: 1 dim: 3 dim: 224 dim: 224 } } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -59,9 +64,14 @@ class DummyData(Source):
 
     Constant tops are filled once, at set-up; the others again in every forward.
 
-    Tops: one or more, shaped by ``shape`` or by the older ``num``, ``channels``, ``height`` and
-    ``width``, each once for all tops or once per top; ``data_filler`` likewise, or none for
-    zeros.
+    Bottoms: none. Tops: one or more, shaped by ``shape`` or by the older ``num``, ``channels``,
+    ``height`` and ``width``, each once for all tops or once per top; ``data_filler`` likewise, or
+    none for zeros.
+    Reference: Caffe's DummyDataLayer.
+
+    Example:
+        layer { name: "noise" type: "DummyData" top: "noise"
+            dummy_data_param { shape { dim: 2 dim: 100 } data_filler { type: "gaussian" std: 1 } } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -95,8 +105,13 @@ class DummyData(Source):
 class Parameter(Source):
     """A learned blob as a top, to be used by layers that take it as a bottom.
 
-    Tops: the parameter, of ``shape``, starting at 0; data and diff are the parameter's own.
+    Bottoms: none. Tops: the parameter, of ``shape``, starting at 0; data and diff are the
+    parameter's own.
     Reference: Caffe's ParameterLayer.
+
+    Example:
+        layer { name: "weights" type: "Parameter" top: "weights"
+            parameter_param { shape { dim: 6 dim: 8 } } }
     """
 
     tops = (1, 1)

@@ -104,6 +104,7 @@ class ScoreLoss(Loss):
     """
 
     tops = (1, 2)
+    settings: ClassVar[tuple[str, ...]] = ("loss_param",)
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         param = self.param.loss_param
@@ -160,7 +161,13 @@ class SoftmaxWithLoss(ScoreLoss):
     Bottoms: scores (N, K, ...), labels 0 .. K-1, one per position. Tops: the loss; optionally
     the probabilities.
     Reference: Caffe's SoftmaxWithLossLayer.
+
+    Example:
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc8" bottom: "label" top: "loss"
+            loss_param { ignore_label: 255 } }
     """
+
+    settings = ("softmax_param", "loss_param")
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.classify(bottom, top)
@@ -183,6 +190,10 @@ class EuclideanLoss(Loss):
 
     Bottoms: a (N, ...), b (N, ...) with as many numbers per sample. Tops: the loss.
     Reference: Caffe's EuclideanLossLayer.
+
+    Example:
+        layer { name: "loss" type: "EuclideanLoss" bottom: "predicted" bottom: "target"
+            top: "loss" }
     """
 
     no_gradient = ()
@@ -216,6 +227,10 @@ class HingeLoss(Loss):
 
     Bottoms: scores (N, K), with any axes after the first flattened; labels (N). Tops: the loss.
     Reference: Caffe's HingeLossLayer.
+
+    Example:
+        layer { name: "loss" type: "HingeLoss" bottom: "fc8" bottom: "label" top: "loss"
+            hinge_loss_param { norm: L2 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -256,7 +271,13 @@ class SigmoidCrossEntropyLoss(Loss):
 
     Bottoms: x (N, ...), targets t with as many numbers, usually in [0, 1]. Tops: the loss.
     Reference: Caffe's SigmoidCrossEntropyLossLayer.
+
+    Example:
+        layer { name: "loss" type: "SigmoidCrossEntropyLoss" bottom: "predicted" bottom: "target"
+            top: "loss" }
     """
+
+    settings = ("loss_param",)
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         param = self.param.loss_param
@@ -302,6 +323,10 @@ class MultinomialLogisticLoss(Loss):
     Bottoms: probabilities (N, K), with any axes after the first flattened; labels (N).
     Tops: the loss.
     Reference: Caffe's MultinomialLogisticLossLayer.
+
+    Example:
+        layer { name: "loss" type: "MultinomialLogisticLoss" bottom: "prob" bottom: "label"
+            top: "loss" }
     """
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -339,6 +364,10 @@ class InfogainLoss(ScoreLoss):
     Bottoms: scores (N, K, ...), labels, optionally H. Tops: the loss; optionally the
     probabilities.
     Reference: Caffe's InfogainLossLayer.
+
+    Example:
+        layer { name: "loss" type: "InfogainLoss" bottom: "fc8" bottom: "label" bottom: "infogain"
+            top: "loss" }
     """
 
     bottoms = (2, 3)
@@ -405,6 +434,10 @@ class ContrastiveLoss(Loss):
     Tops: the loss.
     Reference: Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping",
     CVPR 2006; Caffe's ContrastiveLossLayer.
+
+    Example:
+        layer { name: "loss" type: "ContrastiveLoss" bottom: "feature_a" bottom: "feature_b"
+            bottom: "similar" top: "loss" contrastive_loss_param { margin: 1 } }
     """
 
     bottoms = (3, 3)

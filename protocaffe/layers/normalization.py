@@ -36,6 +36,9 @@ class BatchNorm(Layer):
     Bottoms: x (N, C, ...). Tops: y, the same shape.
     Parameters, never learned: sum of means (C), sum of variances (C), sum of weights (1).
     Reference: Ioffe & Szegedy, "Batch Normalization", ICML 2015; Caffe's BatchNormLayer.
+
+    Example:
+        layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "bn1" }
     """
 
     bottoms = (1, 1)
@@ -130,6 +133,10 @@ class MVN(Layer):
 
     Bottoms: x, up to 4 axes. Tops: y, always 4 axes (missing ones are 1).
     Reference: Caffe's MVNLayer.
+
+    Example:
+        layer { name: "mvn" type: "MVN" bottom: "data" top: "normalized"
+            mvn_param { across_channels: true } }
     """
 
     bottoms = (1, 1)
@@ -183,6 +190,10 @@ class LRN(Layer):
     Bottoms: x (N, C, H, W). Tops: y, the same shape.
     Reference: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural
     Networks", NIPS 2012; Caffe's LRNLayer.
+
+    Example:
+        layer { name: "norm1" type: "LRN" bottom: "pool1" top: "norm1"
+            lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 } }
 
     Attributes:
         size, alpha, beta, k: of the formula.

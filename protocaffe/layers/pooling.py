@@ -188,6 +188,10 @@ class Pooling(Layer):
     each maximum in its own plane.
     Reference: Caffe's PoolingLayer.
 
+    Example:
+        layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+            pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+
     Attributes:
         geometry: the windows, known after ``reshape``.
     """
@@ -284,6 +288,10 @@ class SPP(Layer):
     ``pyramid_height: 1`` it stays (N, C, 1, 1).
     Reference: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks", ECCV 2014;
     Caffe's SPPLayer.
+
+    Example:
+        layer { name: "spp" type: "SPP" bottom: "conv5" top: "spp"
+            spp_param { pyramid_height: 3 pool: MAX } }
     """
 
     bottoms = (1, 1)

@@ -62,6 +62,10 @@ class LSTMUnit(Layer):
     Bottoms: c_prev (1, N, D), gates (1, N, 4D), cont (1, N), 0 where a new sequence starts.
     Tops: c and h, both (1, N, D). cont gets no gradient.
     Reference: Caffe's LSTMUnitLayer.
+
+    Example:
+        layer { name: "step" type: "LSTMUnit" bottom: "c_0" bottom: "gates" bottom: "cont_1"
+            top: "c_1" top: "h_1" }
     """
 
     bottoms = (3, 3)
@@ -98,15 +102,9 @@ class LSTMUnit(Layer):
 
 
 class Recurrent(Layer):
-    """What LSTM and RNN share.
+    """What LSTM and RNN share: their bottoms and tops, and the states between forwards."""
 
-    Bottoms: x (T, N, ...); cont (T, N), 0 where a new sequence starts, else 1; optionally a
-    static input (N, ...), seen at every step; with ``expose_hidden`` the initial states, each
-    (1, N, D), which get no gradient. Tops: the output (T, N, D); with ``expose_hidden`` the
-    final states, each (1, N, D), whose gradients are ignored. Without ``expose_hidden`` the
-    final states of one forward are the initial ones of the next; gradients stay within one.
-    """
-
+    settings = ("recurrent_param",)
     num_states: ClassVar[int]
     num_gates: ClassVar[int]
     """How many vectors of length D a step computes from its inputs."""
@@ -218,6 +216,13 @@ class Recurrent(Layer):
         """Return the gradient of ``inputs`` for that of ``output``."""
         raise NotImplementedError
 
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "states": [state.tolist() for state in self._states]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._states = [self.xp.asarray(values, self.dtype) for values in state["states"]]
+
     def _given_states(self, bottom: list[Blob]) -> list[Blob]:
         return bottom[2 + self.has_static :]
 
@@ -238,12 +243,21 @@ class LSTM(Recurrent):
 
     Per step: i, f, o = sigmoid and g = tanh of the quarters of
     W_x x + b + W_s static + W_h (cont h), then c = cont f c + i g and h = o tanh(c). The output
-    is h; the states, in this order, are h and c.
+    is h. Without ``expose_hidden`` the final h and c of one forward are the initial ones of the
+    next; gradients stay within one.
 
-    Bottoms and tops: as for every recurrent layer, see :class:`Recurrent`.
+    Bottoms: x (T, N, ...); cont (T, N), 0 where a new sequence starts, else 1; optionally a
+    static input (N, ...), seen at every step; with ``expose_hidden`` the initial h and c, each
+    (1, N, D), which get no gradient. Tops: the output (T, N, D); with ``expose_hidden`` the final
+    h and c, each (1, N, D), whose gradients are ignored.
     Parameters: W_x (4D, K), b (4D), W_s (4D, S) if there is a static input, W_h (4D, D).
     Reference: Hochreiter & Schmidhuber, "Long Short-Term Memory", 1997; Donahue et al.,
     "Long-term Recurrent Convolutional Networks", CVPR 2015; Caffe's LSTMLayer.
+
+    Example:
+        layer { name: "lstm" type: "LSTM" bottom: "sequence" bottom: "cont" top: "hidden"
+            recurrent_param { num_output: 16
+                weight_filler { type: "uniform" min: -0.08 max: 0.08 } } }
     """
 
     bottoms: ClassVar[Bounds] = (2, 5)
@@ -278,13 +292,21 @@ class LSTM(Recurrent):
 class RNN(Recurrent):
     """The plain recurrent network, unrolled over T steps.
 
-    h = tanh(W_x x + b + W_s static + W_h (cont h)); the output is tanh(W_o h + b_o). The state
-    is h.
+    h = tanh(W_x x + b + W_s static + W_h (cont h)); the output is tanh(W_o h + b_o). Without
+    ``expose_hidden`` the final h of one forward is the initial one of the next; gradients stay
+    within one.
 
-    Bottoms and tops: as for every recurrent layer, see :class:`Recurrent`.
+    Bottoms: x (T, N, ...); cont (T, N), 0 where a new sequence starts, else 1; optionally a
+    static input (N, ...), seen at every step; with ``expose_hidden`` the initial h (1, N, D),
+    which gets no gradient. Tops: the output (T, N, D); with ``expose_hidden`` the final h
+    (1, N, D), whose gradient is ignored.
     Parameters: W_x (D, K), b (D), W_s (D, S) if there is a static input, W_h (D, D), W_o (D, D),
     b_o (D).
     Reference: Caffe's RNNLayer.
+
+    Example:
+        layer { name: "rnn" type: "RNN" bottom: "sequence" bottom: "cont" top: "outputs"
+            recurrent_param { num_output: 16 weight_filler { type: "xavier" } } }
     """
 
     bottoms: ClassVar[Bounds] = (2, 4)

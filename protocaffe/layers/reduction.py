@@ -15,6 +15,10 @@ class Reduction(Layer):
 
     Bottoms: x, at least one axis. Tops: y, the axes before ``axis`` (0).
     Reference: Caffe's ReductionLayer.
+
+    Example:
+        layer { name: "norm" type: "Reduction" bottom: "features" top: "norm"
+            reduction_param { operation: SUMSQ axis: 1 } }
     """
 
     bottoms = (1, 1)

@@ -92,6 +92,9 @@ class Bias(SpreadOperand):
     Bottoms: x, optionally b. Tops: y, x's shape. Parameter without a second bottom: b, filled
     with 0.
     Reference: Caffe's BiasLayer.
+
+    Example:
+        layer { name: "shift" type: "Bias" bottom: "conv1" top: "shifted" bias_param { axis: 1 } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -114,6 +117,10 @@ class Scale(SpreadOperand):
     Bottoms: x, optionally a. Tops: y, x's shape. Parameters: a (filled with 1) if it is not a
     bottom; b (filled with 0), shaped like a.
     Reference: Caffe's ScaleLayer.
+
+    Example:
+        layer { name: "scale1" type: "Scale" bottom: "bn1" top: "bn1"
+            scale_param { bias_term: true } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:

@@ -16,6 +16,9 @@ class Filter(Layer):
     Bottoms: one or more (N, ...), last the selector, N numbers. Tops: one per bottom but the
     selector, (number of samples that pass, ...); N until the first forward.
     Reference: Caffe's FilterLayer.
+
+    Example:
+        layer { name: "filter" type: "Filter" bottom: "features" bottom: "selector" top: "chosen" }
     """
 
     bottoms = (2, None)
@@ -67,6 +70,9 @@ class BatchReindex(Layer):
 
     Bottoms: x (N, ...), index (M), whole numbers 0 .. N-1. Tops: y (M, ...).
     Reference: Caffe's BatchReindexLayer.
+
+    Example:
+        layer { name: "pick" type: "BatchReindex" bottom: "features" bottom: "index" top: "picked" }
     """
 
     bottoms = (2, 2)

@@ -55,6 +55,9 @@ class Concat(Layer):
     Bottoms: one or more, of one shape but for that axis. Tops: one; with a single bottom it
     shares the bottom's memory.
     Reference: Caffe's ConcatLayer.
+
+    Example:
+        layer { name: "concat" type: "Concat" bottom: "branch1" bottom: "branch2" top: "concat" }
     """
 
     bottoms = (1, None)
@@ -105,6 +108,10 @@ class Slice(Layer):
 
     Bottoms: x. Tops: one or more; a single one shares the bottom's memory.
     Reference: Caffe's SliceLayer.
+
+    Example:
+        layer { name: "halves" type: "Slice" bottom: "data" top: "first" top: "second"
+            slice_param { axis: 1 slice_point: 2 } }
     """
 
     bottoms = (1, 1)
@@ -163,6 +170,9 @@ class Split(SharingLayer):
 
     Bottoms: x, any shape. Tops: one or more, sharing x's data.
     Reference: Caffe's SplitLayer.
+
+    Example:
+        layer { name: "split" type: "Split" bottom: "pool1" top: "branch1" top: "branch2" }
     """
 
     tops = (1, None)
@@ -186,6 +196,9 @@ class Silence(Layer):
 
     Bottoms: one or more. Tops: none.
     Reference: Caffe's SilenceLayer.
+
+    Example:
+        layer { name: "silence" type: "Silence" bottom: "label" }
     """
 
     bottoms = (1, None)
@@ -209,6 +222,9 @@ class Flatten(SharingLayer):
 
     Bottoms: x, any shape. Tops: one, sharing x's data.
     Reference: Caffe's FlattenLayer.
+
+    Example:
+        layer { name: "flat" type: "Flatten" bottom: "pool5" top: "flat" flatten_param { axis: 1 } }
     """
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -233,6 +249,10 @@ class Reshape(SharingLayer):
 
     Bottoms: x, any shape. Tops: one of the same count, sharing x's data.
     Reference: Caffe's ReshapeLayer.
+
+    Example:
+        layer { name: "rows" type: "Reshape" bottom: "pool5" top: "rows"
+            reshape_param { shape { dim: 0 dim: -1 } } }
     """
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -288,6 +308,9 @@ class Tile(Layer):
 
     Bottoms: x, any shape. Tops: y. Backward sums over the copies.
     Reference: Caffe's TileLayer.
+
+    Example:
+        layer { name: "tile" type: "Tile" bottom: "features" top: "tiled" tile_param { tiles: 4 } }
     """
 
     bottoms = (1, 1)
@@ -326,6 +349,10 @@ class Crop(Layer):
 
     Bottoms: x, the blob whose size is wanted. Tops: y.
     Reference: Caffe's CropLayer.
+
+    Example:
+        layer { name: "crop" type: "Crop" bottom: "upscore" bottom: "pool3" top: "score"
+            crop_param { axis: 2 offset: 1 } }
     """
 
     bottoms = (2, 2)

@@ -29,6 +29,9 @@ class Softmax(Layer):
 
     Bottoms: x, any shape. Tops: y, the same shape.
     Reference: Caffe's SoftmaxLayer.
+
+    Example:
+        layer { name: "prob" type: "Softmax" bottom: "fc8" top: "prob" }
     """
 
     bottoms = (1, 1)

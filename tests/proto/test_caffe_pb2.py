@@ -65,11 +65,12 @@ def load_compiler():
     return module
 
 
-def test_descriptor_is_up_to_date_with_the_proto_file():
-    binary, _ = load_compiler().compile_proto(ROOT / "proto")
+def test_descriptor_and_comments_are_up_to_date_with_the_proto_file():
+    binary, _, comments = load_compiler().compile_proto(ROOT / "proto")
     fresh = FileDescriptorProto.FromString(binary)
     stored = FileDescriptorProto.FromString((PACKAGE / "caffe_descriptor.bin").read_bytes())
     assert fresh == stored, "run make proto"
+    assert comments == (PACKAGE / "caffe_comments.json").read_text(), "run make proto"
 
 
 def test_stub_has_every_message_field_and_enum_value():

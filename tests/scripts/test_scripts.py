@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -99,3 +100,10 @@ def test_digits_are_split_evenly(tmp_path):
     assert counts["test"].sum() == 360
     shares = counts["test"] / (counts["train"] + counts["test"])
     np.testing.assert_allclose(shares, 0.2, atol=0.005)
+
+
+def test_page_about_layers_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("page", SCRIPTS / "make_layers_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run make docs"
