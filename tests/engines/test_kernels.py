@@ -352,3 +352,15 @@ def test_normalisation_folds_into_the_convolution_where_no_backward_runs(
     if slope is not None:
         text += layer("relu", "ReLU", "y", "y", f"relu_param {{ negative_slope: {slope} }}")
     assert_engines_agree(text, statistics=True)
+
+
+def test_weights_shared_by_layers_that_see_them_differently() -> None:
+    """A grouped and an ungrouped view, and an inner product, of the same numbers."""
+    shared = 'param { name: "w" share_mode: PERMISSIVE }'
+    text = inputs((2, 16, 1, 1))
+    options = "convolution_param { num_output: 16 kernel_size: 1 bias_term: false"
+    text += layer("c1", "Convolution", "x", "a", f"{shared} {options} }}")
+    text += layer("c2", "Convolution", "a", "b", f"{shared} {options} }}")
+    fields = "inner_product_param { num_output: 16 bias_term: false }"
+    text += layer("ip", "InnerProduct", "b", "y", f"{shared} {fields}")
+    assert_engines_agree(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocaffe.engines.base import LayerNode, Work
 from protocaffe.engines.onednn import library as dnn
-from protocaffe.engines.onednn.convolution import Passes, Wants, fast_passes, weights_in
+from protocaffe.engines.onednn.convolution import Wants, fast_passes
 from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
 from protocaffe.engines.onednn.primitives import (
     Layout,
@@ -13,6 +13,7 @@ from protocaffe.engines.onednn.primitives import (
     Primitive,
     operation,
 )
+from protocaffe.engines.onednn.weighted import Passes, weights_in
 from protocaffe.layers.convolution import Deconvolution
 
 

@@ -13,6 +13,7 @@ from protocaffe.engines.onednn import (
     convolution,
     deconvolution,
     elementwise,
+    inner_product,
     normalization,
     pooling,
 )
@@ -29,7 +30,14 @@ from protocaffe.engines.onednn.primitives import (
 )
 from protocaffe.layers import Layer
 
-KERNEL_MODULES = (convolution, deconvolution, elementwise, normalization, pooling)
+KERNEL_MODULES = (
+    convolution,
+    deconvolution,
+    elementwise,
+    inner_product,
+    normalization,
+    pooling,
+)
 """Importing them registers their kernels."""
 
 

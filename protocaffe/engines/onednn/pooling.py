@@ -10,6 +10,7 @@ from protocaffe.engines.onednn.plan import OneDnnPlan, kernel, workspace
 from protocaffe.engines.onednn.primitives import (
     Layout,
     NativeArray,
+    Operation,
     Primitive,
     dims,
     operation,
@@ -22,35 +23,16 @@ from protocaffe.proto import caffe_pb2
 @kernel(Pooling)
 def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
     """MAX and AVE pooling with Caffe's rounding; a mask top runs the layer's own code."""
-    geometry = node.layer.geometry
+    bottom, top = node.bottoms[0], node.tops[0]
     if len(node.tops) != 1 or _window_outside(node):
         return False
-    bottom, top = node.bottoms[0], node.tops[0]
-    runtime = plan.runtime
-    src = plan.layout(bottom)
     algorithm, correction = _algorithm(plan, node)
-    window = [
-        dims(geometry.stride),
-        dims(geometry.kernel),
-        dims((0, 0)),
-        dims(geometry.pad),
-        dims([after for _, after in _overhang(node)]),
-    ]
-    any_dst = Layout.any(runtime, top.shape)
-    prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
-    forward = operation(
-        runtime, "pooling_forward", prop_kind, algorithm, src, any_dst, *window, None
-    )
-    if forward is None or forward.is_reference:
+    src = plan.layout(bottom)
+    made = _operations(plan, node, algorithm, src)
+    if made is None:
         return False
+    forward, backward = made
     dst = forward.layout(dnn.QUERY_DST, top.shape)
-    backward = None
-    if node.needs_backward:
-        backward = operation(
-            runtime, "pooling_backward", algorithm, src, dst, *window, forward, None
-        )
-        if backward is None or backward.is_reference:
-            return False
     notes = workspace(forward) if backward is not None else None
     source, target = plan.source(node, bottom, src), plan.top(node, 0, dst)
     arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: notes}
@@ -64,11 +46,35 @@ def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
             plan.add_backward(node, _scaled(gradient, correction, corrected), diffs=(top,))
             gradient = corrected
         operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: notes}
-        made = backward
         plan.add_bottom_gradient(
-            node, lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}), src
+            node, lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}), src
         )
     return True
+
+
+def _operations(
+    plan: OneDnnPlan, node: LayerNode[Pooling], algorithm: int, src: Layout
+) -> tuple[Operation, Operation | None] | None:
+    """Return forward and (if it runs) backward, or None where only slow code has them."""
+    geometry, runtime = node.layer.geometry, plan.runtime
+    window = [
+        dims(geometry.stride),
+        dims(geometry.kernel),
+        dims((0, 0)),
+        dims(geometry.pad),
+        dims([after for _, after in _overhang(node)]),
+    ]
+    shape = node.tops[0].shape
+    prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
+    head = (prop_kind, algorithm, src, Layout.any(runtime, shape))
+    forward = operation(runtime, "pooling_forward", *head, *window, None)
+    if forward is None or forward.is_reference:
+        return None
+    if not node.needs_backward:
+        return forward, None
+    dst = forward.layout(dnn.QUERY_DST, shape)
+    backward = operation(runtime, "pooling_backward", algorithm, src, dst, *window, forward, None)
+    return None if backward is None or backward.is_reference else (forward, backward)
 
 
 def _overhang(node: LayerNode[Pooling]) -> list[tuple[int, int]]:
