@@ -164,17 +164,27 @@ def test_deconvolution(text: str, seed: int) -> None:
 @quick
 @given(
     images,
-    st.sampled_from(["TanH", "Sigmoid", "ELU", "ReLU"]),
+    st.sampled_from(["TanH", "Sigmoid", "ELU", "ReLU", "PReLU", "Clip", "Swish"]),
     st.sampled_from([0.0, 0.5, -0.5]),
     st.booleans(),
+    st.booleans(),
 )
-def test_activations(shape: tuple[int, ...], kind: str, slope: float, in_place: bool) -> None:
+def test_activations(
+    shape: tuple[int, ...], kind: str, slope: float, in_place: bool, convolved: bool
+) -> None:
     slope = abs(slope) if in_place else slope
     options = {
         "ELU": f"elu_param {{ alpha: {slope} }}",
         "ReLU": f"relu_param {{ negative_slope: {slope} }}",
+        "Swish": f"swish_param {{ beta: {1 + slope} }}",
+        "Clip": f"clip_param {{ min: {slope - 0.6} max: 0.7 }}",
     }
-    text = inputs(shape) + layer("copy", "Power", "x", "y")
+    text = inputs(shape)
+    if convolved:
+        fields = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }"
+        text += layer("copy", "Convolution", "x", "y", fields)
+    else:
+        text += layer("copy", "Power", "x", "y")
     text += layer("act", kind, "y", "y" if in_place else "z", options.get(kind, ""))
     assert_engines_agree(text)
 
@@ -364,3 +374,15 @@ def test_weights_shared_by_layers_that_see_them_differently() -> None:
     fields = "inner_product_param { num_output: 16 bias_term: false }"
     text += layer("ip", "InnerProduct", "b", "y", f"{shared} {fields}")
     assert_engines_agree(text)
+
+
+@pytest.mark.parametrize("low", [0, -1, 0.25])
+def test_the_limits_of_clip_are_inside(low: float) -> None:
+    options = f"clip_param {{ min: {low} max: 2 }}"
+    text = inputs((1, 1, 1, 5)) + layer("clip", "Clip", "x", "y", options)
+    net = build(text, "onednn")
+    net.blobs["x"].data[...] = [low - 1e-3, low, 1, 2, 2.001]
+    net.forward()
+    net.blobs["y"].diff[...] = 1
+    net.backward()
+    assert net.blobs["x"].diff.ravel().tolist() == [0, 1, 1, 1, 0]

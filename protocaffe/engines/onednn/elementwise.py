@@ -1,4 +1,4 @@
-"""Activations, Eltwise sums, Concat and Split as oneDNN primitives."""
+"""Eltwise sums, Concat and Split as oneDNN primitives."""
 
 from __future__ import annotations
 
@@ -17,73 +17,9 @@ from protocaffe.engines.onednn.primitives import (
     summation,
 )
 from protocaffe.layers import Layer
-from protocaffe.layers.activation import ELU, Neuron, ReLU, Sigmoid, TanH
 from protocaffe.layers.eltwise import Eltwise
 from protocaffe.layers.shape import Concat, Split
 from protocaffe.proto import caffe_pb2
-
-
-@kernel(ReLU)
-def relu(plan: OneDnnPlan, node: LayerNode[ReLU]) -> bool:
-    """ReLU; where an earlier kernel has fused it, only its backward is left to do."""
-    slope = node.layer.param.relu_param.negative_slope
-    # The sign of y would not tell the sign of x if the slope were negative.
-    return slope >= 0 and _neuron(plan, node, dnn.ELTWISE_RELU, dnn.ELTWISE_RELU_USE_DST, slope)
-
-
-@kernel(ELU)
-def elu(plan: OneDnnPlan, node: LayerNode[ELU]) -> bool:
-    """ELU with alpha of 0 or more, for the same reason."""
-    alpha = node.layer.param.elu_param.alpha
-    return alpha >= 0 and _neuron(plan, node, dnn.ELTWISE_ELU, dnn.ELTWISE_ELU_USE_DST, alpha)
-
-
-@kernel(TanH)
-def tanh(plan: OneDnnPlan, node: LayerNode[TanH]) -> bool:
-    """Hyperbolic tangent."""
-    return _neuron(plan, node, dnn.ELTWISE_TANH, dnn.ELTWISE_TANH_USE_DST)
-
-
-@kernel(Sigmoid)
-def sigmoid(plan: OneDnnPlan, node: LayerNode[Sigmoid]) -> bool:
-    """Logistic function."""
-    return _neuron(plan, node, dnn.ELTWISE_LOGISTIC, dnn.ELTWISE_LOGISTIC_USE_DST)
-
-
-def _neuron(
-    plan: OneDnnPlan, node: LayerNode[Neuron], algorithm: int, gradient: int, alpha: float = 0.0
-) -> bool:
-    """An element-wise function whose gradient follows from its result."""
-    bottom, top = node.bottoms[0], node.tops[0]
-    runtime, layout = plan.runtime, plan.layout(bottom)
-    forward = operation(
-        runtime,
-        "eltwise_forward",
-        *(dnn.FORWARD_TRAINING, algorithm, layout, layout, alpha, 0.0, None),
-    )
-    if forward is None:
-        return False
-    source = target = plan.source(node, bottom, layout)
-    if not plan.is_fused(node):
-        target = plan.top(node, 0, layout)
-        arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target}
-        plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
-    if node.needs_backward and node.propagate_down[0]:
-        backward = operation(
-            runtime,
-            "eltwise_backward",
-            *(gradient, layout, layout, layout, alpha, 0.0, forward, None),
-        )
-        if backward is None:
-            raise node.layer.error("oneDNN has this function for the layout, not its gradient")
-        operands = {dnn.ARG_DST: target, dnn.ARG_DIFF_DST: plan.diff(top)}
-        plan.add_bottom_gradient(
-            node,
-            lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}),
-            layout,
-            data=(top,),
-        )
-    return True
 
 
 @kernel(Eltwise)

@@ -10,6 +10,7 @@ import numpy as np
 from protocaffe.blob import Array, Storage, Truth
 from protocaffe.engines.base import Engine, LayerNode, MomentumUpdate, Plan
 from protocaffe.engines.onednn import (
+    activation,
     convolution,
     deconvolution,
     elementwise,
@@ -31,6 +32,7 @@ from protocaffe.engines.onednn.primitives import (
 from protocaffe.layers import Layer
 
 KERNEL_MODULES = (
+    activation,
     convolution,
     deconvolution,
     elementwise,

@@ -23,6 +23,7 @@ UNDEF, F32 = 0, 3
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD, BACKWARD_DATA = 64, 96, 128, 160
 CONVOLUTION_DIRECT = 1
 ELTWISE_RELU, ELTWISE_TANH, ELTWISE_ELU, ELTWISE_LOGISTIC = 0x20, 0x21, 0x22, 0x29
+ELTWISE_SWISH, ELTWISE_CLIP = 0x2C, 0x2E
 # The same, with the gradient worked out from the result:
 ELTWISE_RELU_USE_DST, ELTWISE_TANH_USE_DST = 0x100, 0x101
 ELTWISE_ELU_USE_DST, ELTWISE_LOGISTIC_USE_DST = 0x102, 0x104
@@ -118,6 +119,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     ),
     "eltwise_backward_primitive_desc_create": (
         *(_out, Handle, c_int, Handle, Handle, Handle, c_float, c_float, Handle, Handle),
+    ),
+    "prelu_forward_primitive_desc_create": (
+        *(_out, Handle, c_int, Handle, Handle, Handle, Handle),
+    ),
+    "prelu_backward_primitive_desc_create": (
+        *(_out, Handle, Handle, Handle, Handle, Handle, Handle, Handle, Handle),
     ),
     "lrn_forward_primitive_desc_create": (
         *(_out, Handle, c_int, c_int, Handle, Handle),
