@@ -14,6 +14,7 @@ from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
     loss,
     normalization,
     pooling,
+    python,
     recurrent,
     reduction,
     scale,

@@ -48,6 +48,14 @@ def example_files(tmp_path, monkeypatch):
         file["data"] = np.ones((3, 4), np.float32)
         file["label"] = np.ones(3, np.float32)
     Path("train_list.txt").write_text("train.h5\n")
+    Path("my_layers.py").write_text(
+        "from protocaffe import Layer\n"
+        "class Multiply(Layer):\n"
+        "    def reshape(self, bottom, top):\n"
+        "        top[0].reshape(*bottom[0].shape)\n"
+        "    def forward(self, bottom, top):\n"
+        "        top[0].data[...] = bottom[0].data * float(self.param_str)\n"
+    )
 
 
 @pytest.mark.parametrize("name", layer_types())

@@ -1,0 +1,143 @@
+"""The layer type for layers that users write in Python."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from protocaffe.blob import Blob
+from protocaffe.errors import ProtocaffeError, did_you_mean
+from protocaffe.layers.base import Layer, register
+from protocaffe.proto import caffe_pb2
+
+
+class Parameters(list[Blob]):
+    """A layer's learnable blobs, with pycaffe's way to add one."""
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def add_blob(self, *shape: int) -> Blob:
+        """Append a blob of zeros."""
+        self.append(Blob(shape, self._dtype))
+        return self[-1]
+
+
+@register("Python")
+class Python(Layer):
+    """A class of your own: ``layer`` in ``module``, derived from :class:`protocaffe.Layer`.
+
+    The module is looked for where Python looks (PYTHONPATH), then in the working directory.
+    Building a net with such a layer runs the module's code: open only nets whose code you trust.
+
+    The class has the four methods of pycaffe's layers: ``setup(self, bottom, top)``,
+    ``reshape(self, bottom, top)``, ``forward(self, bottom, top)`` and ``backward(self, top,
+    propagate_down, bottom)``. They find ``param_str`` in ``self.param_str``, TRAIN (0) or TEST (1)
+    in ``self.phase``, and learnable blobs that ``setup`` adds by ``self.blobs.add_blob(*shape)``
+    in ``self.blobs``. ``reshape`` also runs before each ``forward``. A layer that computes a loss
+    needs a ``loss_weight`` in the prototxt.
+
+    Bottoms: what the class takes. Tops: what it makes.
+    Reference: Caffe's PythonLayer.
+
+    Example:
+        layer { name: "double" type: "Python" bottom: "data" top: "doubled"
+            python_param { module: "my_layers" layer: "Multiply" param_str: "2" } }
+    """
+
+    dynamic = True
+    in_place = True
+
+    def __new__(cls, param: caffe_pb2.LayerParameter, *, where: str = "", **kwargs: Any) -> Python:
+        """Make an object of the user's class, whose methods this class guards."""
+        user = _find_class(Layer(param, where=where))
+        made: Python = super().__new__(type(user.__name__, (cls, user), {}))
+        return made
+
+    def __init__(self, param: caffe_pb2.LayerParameter, **kwargs: Any) -> None:
+        super().__init__(param, **kwargs)
+        self.blobs = Parameters(self.dtype)
+
+    @property
+    def param_str(self) -> str:
+        """The prototxt's ``param_str``."""
+        return self.param.python_param.param_str
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        with _blame(self, "setup"):
+            super().setup(bottom, top)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        with _blame(self, "reshape"):
+            super().reshape(bottom, top)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.reshape(bottom, top)
+        with _blame(self, "forward"):
+            super().forward(bottom, top)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        with _blame(self, "backward"):
+            super().backward(top, propagate_down, bottom)
+
+
+def _find_class(layer: Layer) -> type[Layer]:
+    """Return the class that the settings of ``layer`` name."""
+    settings = layer.param.python_param
+    if not settings.module or not settings.layer:
+        raise layer.error("python_param needs a module and a layer, the name of a class in it")
+    module = _import(settings.module, layer)
+    classes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Layer) and value is not Layer
+    }
+    if settings.layer in classes:
+        return classes[settings.layer]
+    place = f"{settings.module} ({module.__file__})"
+    if hasattr(module, settings.layer):
+        raise layer.error(
+            f"'{settings.layer}' in module {place} is not a class derived from protocaffe.Layer"
+        )
+    raise layer.error(
+        f"module {place} has no class '{settings.layer}'{did_you_mean(settings.layer, classes)}"
+    )
+
+
+def _import(name: str, layer: Layer) -> Any:
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        with _blame(layer, f"import of module {name}"):
+            try:
+                return importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                    raise  # the module is there, what it imports is not
+                raise layer.error(
+                    f"no module '{error.name}' where Python looks (PYTHONPATH) or in {folder}"
+                ) from None
+    finally:
+        sys.path.remove(folder)
+
+
+@contextmanager
+def _blame(layer: Layer, what: str) -> Iterator[None]:
+    """Turn any error of the user's code into one that names the layer and the line."""
+    try:
+        yield
+    except ProtocaffeError as error:
+        if f"layer '{layer.name}'" in str(error):
+            raise
+        raise layer.error(f"{what} failed: {error}") from error
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise layer.error(
+            f"{what} failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,223 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from protocaffe.errors import NetError
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.text import parse_text
+from protocaffe.solvers import get_solver
+
+MODULE = """
+import json
+
+import numpy as np
+
+from protocaffe import Layer
+
+
+class Affine(Layer):
+    def setup(self, bottom, top):
+        self.factor = json.loads(self.param_str)["factor"]
+        self.blobs.add_blob(bottom[0].shape[1])
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = self.factor * bottom[0].data + self.blobs[0].data
+
+    def backward(self, top, propagate_down, bottom):
+        self.blobs[0].diff[...] += top[0].diff.sum(axis=0)
+        if propagate_down[0]:
+            bottom[0].diff[...] = self.factor * top[0].diff
+
+
+class SquaredLoss(Layer):
+    def reshape(self, bottom, top):
+        if bottom[0].count != bottom[1].count:
+            raise ValueError("the two differ in size")
+        top[0].reshape(1)
+
+    def forward(self, bottom, top):
+        self.difference = bottom[0].data - bottom[1].data
+        top[0].data[...] = (self.difference**2).sum() / 2
+
+    def backward(self, top, propagate_down, bottom):
+        for blob, wanted, sign in zip(bottom, propagate_down, (1, -1)):
+            if wanted:
+                blob.diff[...] = sign * top[0].diff * self.difference
+
+
+class Growing(Layer):
+    '''Gives one row more in every forward.'''
+
+    rows = 0
+
+    def reshape(self, bottom, top):
+        self.rows += 1
+        top[0].reshape(self.rows, 2)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = self.phase
+
+
+class Refusing(Layer):
+    def setup(self, bottom, top):
+        raise self.error("give it another top")
+
+
+class Failing(Layer):
+    def reshape(self, bottom, top):
+        top[0].reshape(1)
+
+    def forward(self, bottom, top):
+        return 1 / 0
+
+    def backward(self, top, propagate_down, bottom):
+        {}["key"]
+
+
+class Bare:
+    pass
+"""
+
+
+def python_layer(name, tops="y", bottoms=("x",), module="my_layers", extra="", param_str=""):
+    wires = " ".join([*(f'bottom: "{each}"' for each in bottoms), f'top: "{tops}"'])
+    return (
+        f'layer {{ name: "{name}" type: "Python" {wires} {extra} python_param {{ '
+        f'module: "{module}" layer: "{name}" param_str: \'{param_str}\' }} }}'
+    )
+
+
+def make_net(*layers, shape=(2, 3), **options):
+    dims = " ".join(f"dim: {extent}" for extent in shape)
+    shapes = f"input_param {{ shape {{ {dims} }} }}"
+    text = f'layer {{ name: "in" type: "Input" top: "x" top: "t" {shapes} }}'
+    net = parse_text("\n".join([text, *layers]), caffe_pb2.NetParameter())
+    return Net(net, seed=1, **options)
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "my_layers.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_layers", None)
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_layer_computes_learns_and_hands_gradients_down(engine):
+    net = make_net(
+        python_layer("Affine", param_str='{"factor": 3}'),
+        python_layer("SquaredLoss", "loss", ("y", "t"), extra="loss_weight: 2"),
+        engine=engine,
+    )
+    x, t = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 3), np.float32)
+    net.blobs["x"].data[...], net.blobs["t"].data[...] = x, t
+    net.params["Affine"][0].data[...] = (1, 2, 3)
+    y = 3 * x + (1, 2, 3)
+    assert net.forward() == pytest.approx(((y - t) ** 2).sum())
+    np.testing.assert_allclose(net.blobs["y"].data, y)
+    net.backward()
+    np.testing.assert_allclose(net.params["Affine"][0].diff, 2 * (y - t).sum(axis=0))
+
+
+def test_layer_trains_and_is_stored(user_module):
+    (user_module / "net.prototxt").write_text(
+        """layer { name: "d" type: "DummyData" top: "x" top: "t" dummy_data_param {
+             shape { dim: 2 dim: 3 } data_filler { value: 1 } data_filler { value: 5 } } }"""
+        + python_layer("Affine", param_str='{"factor": 3}')
+        + python_layer("SquaredLoss", "loss", ("y", "t"), extra="loss_weight: 1")
+    )
+    (user_module / "solver.prototxt").write_text(
+        'net: "net.prototxt" base_lr: 0.5 lr_policy: "fixed" max_iter: 3 snapshot_prefix: "s"'
+    )
+    solver = get_solver(user_module / "solver.prototxt")
+    solver.solve()
+    assert solver.smoothed_loss == pytest.approx(0, abs=1e-6)
+    trained = Net("net.prototxt", weights="s_iter_3.caffemodel")
+    np.testing.assert_allclose(trained.params["Affine"][0].data, 2)
+
+
+def test_reshape_runs_before_each_forward_and_the_net_follows():
+    net = make_net(
+        python_layer("Growing", extra="loss_weight: 1"),
+        'layer { name: "z" type: "Power" bottom: "y" top: "z" power_param { shift: 1 } }',
+        phase=caffe_pb2.TEST,
+    )
+    rows = net.blobs["z"].shape[0]
+    for _ in range(2):
+        loss = net.forward()
+        assert net.blobs["z"].shape[0] > rows
+        rows = net.blobs["z"].shape[0]
+        assert net.blobs["y"].shape == net.blobs["z"].shape == (rows, 2)
+        assert (net.blobs["z"].data == 2).all()
+        assert loss == 2 * rows
+
+
+def test_any_class_of_layers_can_be_named(user_module):
+    layer = python_layer("ReLU", module="protocaffe.layers.activation")
+    net = make_net(layer)
+    net.blobs["x"].data[...] = -1
+    net.forward()
+    assert (net.blobs["y"].data == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (python_layer("Affin"), "has no class 'Affin'; did you mean 'Affine'?"),
+        (python_layer("Bare"), "is not a class derived from protocaffe.Layer"),
+        (python_layer("json"), "is not a class derived from protocaffe.Layer"),
+        (python_layer("Affine", module="my_layer"), "no module 'my_layer' where Python looks"),
+        (python_layer("A", module="my.layers"), "no module 'my' where Python looks"),
+        (python_layer("A", module=""), "python_param needs a module and a layer"),
+        (python_layer("A", module="broken"), "import of module broken failed at .*: SyntaxError"),
+        (python_layer("A", module="lacking"), "failed at .*No module named 'no_such_package'"),
+        (python_layer("Affine"), "setup failed at .*JSONDecodeError"),
+    ],
+)
+def test_what_a_person_gets_wrong(user_module, layer, message):
+    (user_module / "broken.py").write_text("class A(:\n")
+    (user_module / "lacking.py").write_text("import no_such_package\n")
+    with pytest.raises(NetError, match=message) as caught:
+        make_net(layer)
+    assert "layer '" in str(caught.value)
+
+
+def test_errors_inside_name_the_layer_and_the_line():
+    line = 1 + MODULE.splitlines().index("        return 1 / 0")
+    net = make_net(python_layer("Failing", extra="loss_weight: 1"), engine="numpy")
+    with pytest.raises(NetError) as caught:
+        net.forward()
+    message = str(caught.value)
+    assert "layer 'Failing' (Python): forward failed at" in message
+    assert message.endswith(f"my_layers.py:{line}: ZeroDivisionError: division by zero")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_errors_in_backward_are_told_the_same_way():
+    layer = make_net(python_layer("Failing")).layers[-1]
+    with pytest.raises(NetError, match=r"backward failed at .*my_layers.py:\d+: KeyError: 'key'"):
+        layer.backward([], [], [])
+
+
+def test_errors_that_the_layer_words_itself_stay_as_they_are():
+    with pytest.raises(NetError, match=r"^layer 'Refusing' \(Python\): give it another top$"):
+        make_net(python_layer("Refusing"))
+
+
+def test_package_offers_layer_without_importing_it_first():
+    program = (
+        "import sys, protocaffe\n"
+        "assert 'numpy' not in sys.modules\n"
+        "from protocaffe import Layer\n"
+        "from protocaffe.layers import Layer as Same\n"
+        "assert Layer is Same\n"
+        "assert not hasattr(protocaffe, 'Lair')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
