@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from protocaffe.graph.backward import BackwardFacts, decide_backward
 from protocaffe.layers import Layer, create_layer
 from protocaffe.log import log, number
 from protocaffe.proto import caffe_pb2
-from protocaffe.proto.binary import array_to_blob, write_atomic
+from protocaffe.proto.files import replacing
+from protocaffe.proto.stored import is_hdf5
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
-from protocaffe.weights import load_weights
+from protocaffe.weights import encode_layer, load_weights, save_weights
 
 AUTOMATIC_TOP = "(automatic)"
 """The name of the top that a loss layer gets when the prototxt gives it none."""
@@ -215,20 +216,33 @@ class Net:
         """
         param = caffe_pb2.NetParameter(name=self.name)
         for layer in self.layers:
-            message = param.layer.add()
-            message.CopyFrom(layer.param)
-            del message.blobs[:]
-            for blob in layer.blobs:
-                array_to_blob(
-                    blob.data_storage.host_read().reshape(blob.shape), message.blobs.add()
-                )
-                if diff:
-                    message.blobs[-1].diff.extend(blob.diff_storage.host_read())
+            param.layer.add().ParseFromString(b"".join(encode_layer(layer, diff)))
         return param
 
     def save(self, path: str | Path, diff: bool = False) -> None:
-        """Write the weights as a ``.caffemodel``, all or nothing."""
-        write_atomic(path, self.to_proto(diff).SerializeToString())
+        """Write the weights as a ``.caffemodel``, or ``.caffemodel.h5``, all or nothing.
+
+        Args:
+            path: the file; HDF5 if its name ends in ``.h5``.
+            diff: also write the gradients.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        with replacing(path) as (temporary,):
+            save_weights(temporary, self.name, self.layers, hdf5=is_hdf5(path), diff=diff)
+
+    # -- resuming ------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a run that goes on later needs besides the weights, as JSON values."""
+        return {layer.name: layer.get_state() for layer in self.layers}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`get_state` was called; layers it does not know stay."""
+        for layer in self.layers:
+            if layer.name in state:
+                layer.set_state(state[layer.name])
 
     # -- building ------------------------------------------------------------------------
 

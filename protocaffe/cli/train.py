@@ -23,7 +23,7 @@ EFFECTS = ("stop", "snapshot", "none")
 
 FLAGS = [
     Flag("solver", "the solver prototxt", required=True),
-    Flag("snapshot", "a .solverstate to resume from"),
+    Flag("snapshot", "a .solverstate to resume from, or auto: the newest complete one, if any"),
     Flag("weights", "caffemodels to start from, separated by commas; not with --snapshot"),
     ENGINE,
     GPU,
@@ -42,8 +42,7 @@ def run(flags: Namespace) -> int:
     use_cpu(flags.gpu)
     solver = get_solver(param, engine=flags.engine or None, path=flags.solver)
     if flags.snapshot:
-        log.info("Resuming from %s", flags.snapshot)
-        solver.restore(flags.snapshot)
+        _resume(solver, flags.snapshot)
     requests = SignalRequests(_action(flags.sigint_effect), _action(flags.sighup_effect))
     solver.get_action = requests.action
     log.info("Starting Optimization")
@@ -51,6 +50,18 @@ def run(flags: Namespace) -> int:
         solver.solve()
     log.info("Optimization Done.")
     return 0
+
+
+def _resume(solver: Solver, snapshot: str) -> None:
+    if snapshot != "auto":
+        log.info("Resuming from %s", snapshot)
+        solver.restore(snapshot)
+        return
+    found = solver.restore_newest()
+    if found:
+        log.info("Resumed from %s", found)
+    else:
+        log.info("There is no snapshot to resume from yet; starting at iteration 0")
 
 
 def _solver_parameter(flags: Namespace) -> caffe_pb2.SolverParameter:

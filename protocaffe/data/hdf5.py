@@ -32,6 +32,7 @@ class HDF5Rows:
 
     Attributes:
         row_shapes: per data set, the shape of one row.
+        seed: see above; a new one holds from the next row on.
 
     Raises:
         FileError: the list or one of its files is missing or cannot be read.
@@ -43,7 +44,7 @@ class HDF5Rows:
     ) -> None:
         self.names = list(names)
         self._shuffle = shuffle
-        self._seed = seed
+        self.seed = seed
         self._paths = read_list(source)
         shapes = [self._shapes(path) for path in self._paths]
         self.row_shapes = [shape[1:] for shape in shapes[0]]
@@ -55,7 +56,7 @@ class HDF5Rows:
                         f"{expected} in '{self._paths[0]}'; all files must have the same"
                     )
         self._lengths = np.array([found[0][0] for found in shapes])
-        self._round = -1
+        self._round: tuple[int, int] | None = None
         self._loaded = -1
         self._values: list[Array] = []
 
@@ -80,7 +81,7 @@ class HDF5Rows:
     def _rows_from(self, position: int) -> Array:
         """Load the file that has the row at a position; return the order from there to its end."""
         number, left = divmod(position, len(self))
-        if number != self._round:
+        if (self.seed, number) != self._round:
             self._start_round(number)
         ends = np.cumsum(self._lengths[self._files])
         place = int(np.searchsorted(ends, left, side="right"))
@@ -91,11 +92,11 @@ class HDF5Rows:
 
     def _start_round(self, number: int) -> None:
         """Choose the orders of a round; they follow from the seed and its number alone."""
-        self._round = number
+        self._round = (self.seed, number)
         self._files = np.arange(len(self._paths))
         self._orders = [np.arange(length) for length in self._lengths]
         if self._shuffle:
-            rng = np.random.default_rng((self._seed, number))
+            rng = np.random.default_rng((self.seed, number))
             for order in (self._files, *self._orders):
                 rng.shuffle(order)
 

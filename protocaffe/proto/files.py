@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protocaffe.errors import FileError, did_you_mean
@@ -46,34 +48,59 @@ def write_atomic(path: StrPath, data: bytes) -> None:
     Raises:
         FileError: the folder is missing or not writable, the disk is full, or the like.
     """
-    target = os.path.realpath(path)
+    with replacing(path) as (temporary,):
+        Path(temporary).write_bytes(data)
+
+
+@contextmanager
+def replacing(*paths: StrPath) -> Iterator[list[str]]:
+    """Yield the names of temporary files that take the paths' places when the block ends.
+
+    All of them are on the disk before the first one takes its place; they do so in the order of
+    the paths. If the block raises, all paths keep what they hold. See :func:`write_atomic`.
+
+    Raises:
+        FileError: a file cannot be written; an OSError within the block becomes one too.
+    """
+    targets = [os.path.realpath(path) for path in paths]
+    devices = [os.path.exists(target) and not os.path.isfile(target) for target in targets]
+    names = [
+        target if device else temporary_name(target)
+        for target, device in zip(targets, devices, strict=True)
+    ]
+    moves = [pair for pair in zip(names, targets, strict=True) if pair[0] != pair[1]]
     try:
-        if os.path.exists(target) and not os.path.isfile(target):
-            Path(target).write_bytes(data)
-        else:
-            _replace(target, data)
-    except FileNotFoundError:
-        folder = os.path.dirname(path) or "."
-        raise FileError(f"{path}: cannot be written: there is no folder '{folder}'") from None
+        yield names
+        for name, _ in moves:
+            _sync(name)
+        for name, target in moves:
+            os.replace(name, target)
+        for folder in {os.path.dirname(target) for _, target in moves}:
+            _sync(folder)  # a new name reaches the disk only with its folder
     except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error.strerror}") from None
+        known = dict(zip(names, map(str, paths), strict=True))
+        path = known.get(error.filename, ", ".join(known.values()))
+        raise FileError(f"{path}: cannot be written: {_reason(path, error)}") from None
+    finally:
+        for name, _ in moves:
+            with suppress(OSError):
+                os.unlink(name)
 
 
-def _replace(target: str, data: bytes) -> None:
+def temporary_name(target: str) -> str:
+    """Return an unused name beside a file."""
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # The new name itself reaches the disk only with its folder.
-    handle = os.open(folder, os.O_RDONLY)
+    return os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+
+
+def _reason(path: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return f"there is no folder '{os.path.dirname(path) or '.'}'"
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

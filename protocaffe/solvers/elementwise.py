@@ -62,6 +62,8 @@ class ElementwiseSolver(Solver):
             g += u
         self.rule(rate, g, u, *history)
         w -= u
+        if self.param.snapshot_diff:
+            diff[...] = u  # what Caffe's snapshots have as the diff
 
 
 def blend(average: Array, value: Array, keep: float) -> None:

@@ -36,7 +36,7 @@ class LearningRate:
 
     Args:
         param: the solver's settings.
-        current_step: for multistep, how many of the ``stepvalue`` were passed.
+        current_step: how many steps were taken; for multistep, of ``stepvalue``.
 
     Raises:
         SolverError: unknown policy, or one of its fields is missing or out of range.
@@ -72,7 +72,8 @@ class LearningRate:
         base, gamma = param.base_lr, param.gamma
         match param.lr_policy:
             case "step":
-                return base * gamma ** (iteration // param.stepsize)
+                self.current_step = iteration // param.stepsize
+                return base * gamma**self.current_step
             case "exp":
                 return base * math.pow(gamma, iteration)
             case "inv":

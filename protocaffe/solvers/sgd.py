@@ -45,10 +45,8 @@ class SGDSolver(ElementwiseSolver):
         self, index: int, learnable: LearnableParam, rate: float, factor: float
     ) -> None:
         """Update one parameter by the engine's own kernel where it has one."""
-        if rate == 0:
-            return
         decay = self.param.weight_decay * learnable.decay_mult
-        if decay and self.decays_by_sign:
+        if self.param.snapshot_diff or (decay and self.decays_by_sign):
             super().update_parameter(index, learnable, rate, factor)
-        else:
+        elif rate:
             self._updates[index](rate * factor, rate * decay)

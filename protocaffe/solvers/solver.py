@@ -7,24 +7,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from protocaffe.blob import Blob
 from protocaffe.engines import Engine, get_engine
-from protocaffe.errors import SolverError
+from protocaffe.errors import FileError, SolverError
 from protocaffe.log import log, number
 from protocaffe.net import LearnableParam, Net
 from protocaffe.proto import caffe_pb2
+from protocaffe.proto.stored import stored_state
 from protocaffe.proto.text import format_text, read_solver
 from protocaffe.solvers.learning_rate import LearningRate
 from protocaffe.solvers.snapshot import (
+    SnapshotPaths,
+    check_history,
     check_writable,
     find_model,
-    read_state,
+    load_history,
+    newest_snapshot,
+    read_memory,
+    remove_leftovers,
     snapshot_prefix,
-    write_state,
+    write_snapshot,
 )
 
 
@@ -89,7 +95,7 @@ class Solver:
         for files in self.param.weights:
             log.info("Finetuning from %s", files)
             for file in files.split(","):
-                self.net.copy_from(file)
+                self._load_weights(file)
         self.history = [
             Blob(p.blob.shape, self.net.dtype)
             for _ in range(self.history_sets)
@@ -99,6 +105,7 @@ class Solver:
         self.smoothed_loss = 0.0
         self.get_action: Callable[[], Action] = lambda: Action.NONE
         self._losses: deque[float] = deque(maxlen=max(1, self.param.average_loss))
+        self._restored_losses: list[float] = []
         self._callbacks: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
         self._stop_requested = False
         self._shown = (time.perf_counter(), 0)
@@ -129,6 +136,8 @@ class Solver:
         """Run a number of iterations, fewer if a stop is asked for."""
         stop = self.iter + iterations
         self._losses.clear()
+        self._losses.extend(self._restored_losses)
+        self._restored_losses = []
         self._shown = (time.perf_counter(), self.iter)
         while self.iter < stop and not self._stop_requested:
             self._iterate()
@@ -163,8 +172,6 @@ class Solver:
             raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
         if param.regularization_type not in ("L1", "L2"):
             raise SolverError(f"regularization_type is L1 or L2, not '{param.regularization_type}'")
-        if param.snapshot and param.snapshot_format != caffe_pb2.SolverParameter.BINARYPROTO:
-            raise SolverError("snapshot_format HDF5 is not available yet; use BINARYPROTO")
         if param.snapshot:
             check_writable(self._prefix)
 
@@ -206,7 +213,10 @@ class Solver:
     def _answer_request(self) -> None:
         action = self.get_action()
         if self._is_due(self.param.snapshot) or action is Action.SNAPSHOT:
-            self.snapshot()
+            try:
+                self.snapshot()
+            except FileError as error:
+                log.error("No snapshot was written, training goes on: %s", error)
         self._stop_requested = action is Action.STOP
 
     def _finish(self) -> None:
@@ -226,7 +236,7 @@ class Solver:
     def _rate(self) -> float:
         step = self.learning_rate.current_step
         rate = self.learning_rate(self.iter)
-        if self.learning_rate.current_step != step:
+        if self.param.lr_policy == "multistep" and self.learning_rate.current_step != step:
             log.info(
                 "MultiStep Status: Iteration %d, step = %d",
                 *(self.iter, self.learning_rate.current_step),
@@ -308,27 +318,80 @@ class Solver:
     # -- snapshots -----------------------------------------------------------------------
 
     def snapshot(self) -> None:
-        """Write ``<prefix>_iter_<N>.caffemodel`` and ``.solverstate``, each all or nothing."""
-        model = f"{self._prefix}_iter_{self.iter}.caffemodel"
-        log.info("Snapshotting to binary proto file %s", model)
-        self.net.save(model, diff=self.param.snapshot_diff)
-        state = f"{self._prefix}_iter_{self.iter}.solverstate"
-        log.info("Snapshotting solver state to binary proto file %s", state)
-        write_state(state, self.iter, model, self.learning_rate.current_step, self.history)
+        """Write ``<prefix>_iter_<N>.caffemodel`` and ``.solverstate``, all or nothing.
+
+        A third file, ``.solverstate.resume``, makes a resumed run the same to the last bit.
+
+        Raises:
+            FileError: they cannot be written; an older snapshot of that name is still there.
+        """
+        hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
+        paths = SnapshotPaths.of(self._prefix, self.iter, hdf5)
+        kind = "HDF5" if hdf5 else "binary proto"
+        log.info("Snapshotting to %s file %s", kind, paths.model)
+        log.info("Snapshotting solver state to %s file %s", kind, paths.state)
+        state = caffe_pb2.SolverState(
+            iter=self.iter,
+            learned_net=paths.model,
+            current_step=self.learning_rate.current_step,
+        )
+        memory = {
+            "losses": list(self._losses),
+            "net": self.net.get_state(),
+            "test_nets": [net.get_state() for net in self.test_nets],
+        }
+        write_snapshot(paths, self.net, state, self.history, memory, diff=self.param.snapshot_diff)
 
     def restore(self, path: str | Path) -> None:
         """Go on from a ``.solverstate`` and the model it names.
 
+        If the ``.resume`` file is there too, everything goes on as it would have without a
+        break; from Caffe's own snapshots data and random numbers start anew.
+
         Raises:
-            FileError: one of the two is missing or damaged.
-            WeightsError: they do not fit this solver.
+            FileError: one of the files is missing or damaged.
+            WeightsError: they do not fit this solver, or each other.
         """
-        state = read_state(str(path), self.history)
-        self.net.copy_from(find_model(state.learned_net, str(path)))
+        path = str(path)
+        with stored_state(path) as state:
+            check_history(state, path, self.history)
+            paths = SnapshotPaths(find_model(state.learned_net, path), path)
+            memory = read_memory(paths)
+            self.net.copy_from(paths.model)
+            load_history(state, path, self.history)
         self.iter = state.iter
         self.learning_rate.current_step = state.current_step
+        if memory is not None:
+            self._remember(memory, paths.resume)
+
+    def restore_newest(self) -> str | None:
+        """Go on from the newest complete snapshot of the prefix.
+
+        Returns:
+            Its ``.solverstate``, or None if there is none and nothing was changed.
+        """
+        remove_leftovers(self._prefix)
+        newest = newest_snapshot(self._prefix)
+        if newest is not None:
+            self.restore(newest)
+        return newest
+
+    def _remember(self, memory: dict[str, Any], path: str) -> None:
+        try:
+            self._restored_losses = [float(loss) for loss in memory["losses"]]
+            self.net.set_state(memory["net"])
+            for net, state in zip(self.test_nets, memory["test_nets"], strict=False):
+                net.set_state(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: belongs to another version or is damaged: {error}") from None
 
     # -- building ------------------------------------------------------------------------
+
+    def _load_weights(self, file: str) -> None:
+        self.net.copy_from(file)
+        for net in self.test_nets:
+            if net.params.keys() - self.net.params.keys():  # it has weights of its own
+                net.copy_from(file)
 
     def _train_net(self) -> Net:
         param = self.param

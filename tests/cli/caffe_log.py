@@ -5,8 +5,8 @@ import re
 PREFIX = re.compile(
     r"^[IWEF](?:\d{4})?\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [\w.]+:\d+\] (?P<message>.*)$"
 )
-UNPLACED = ("Restarting data prefetching", "Creating layer ", "Opened ")
-"""Lines whose place among the others depends on threads, or on what layers are made of inside."""
+UNPLACED = ("Restarting data prefetching", "Creating layer ", "Opened ", "Loaded the weights of ")
+"""Lines whose place depends on threads, or on what layers are made of inside, or that are ours."""
 BEFORE_VALUES = "= |loss: |Loss: |time: |ward: |pass: |Backward: |Time: "
 ITERATION = re.compile(r"Iteration (\d+)")
 RATE = re.compile(r"lr = ([\d.eE+-]+)")

@@ -11,15 +11,18 @@ import re
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from protocaffe.engines import get_engine
 from protocaffe.errors import UsageError
+from protocaffe.proto import caffe_pb2
+from protocaffe.proto.binary import blob_to_array, read_binary
 from protocaffe.solvers import get_solver
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "solvers"
-CASES = sorted(path.name for path in GOLDEN.iterdir() if "hdf5" not in path.name)
+CASES = sorted(path.name for path in GOLDEN.iterdir())
 RESUMED = [
     name for name in CASES if json.loads((GOLDEN / name / "meta.json").read_text())["resume"]
 ]
@@ -76,7 +79,7 @@ def start(engine, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_goes_as_caffes_did(name, start, caplog):
+def test_a_run_goes_as_caffes_did(name, start, caplog, tmp_path):
     caplog.set_level(logging.INFO, "protocaffe")
     run = start(name)
     run.check_parameters("iter0/")
@@ -93,6 +96,53 @@ def test_a_run_goes_as_caffes_did(name, start, caplog):
     rates = re.findall(r"Iteration \d+, lr = (\S+)", caplog.text)
     assert [float(rate) for rate in rates] == pytest.approx(run.recorded["lr"], rel=1e-5)
     check_clipping(caplog.text, run.recorded)
+    for file in run.meta["snapshot_files"]:
+        check_snapshot(tmp_path / file, run.theirs / file, run.meta["tolerance"])
+
+
+def check_snapshot(path, recorded, tolerance):
+    """Compare a file that we wrote with Caffe's: everything but rounding is the same."""
+    ours, theirs = (contents(each) for each in (path, recorded))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if getattr(value, "dtype", None) == np.float32:
+            assert ours[key].dtype == np.float32
+            assert ours[key].shape == value.shape
+            np.testing.assert_allclose(ours[key], value, **tolerance, err_msg=f"{path} {key}")
+        else:
+            assert str(ours[key]) == str(value), f"{path} {key}"
+
+
+def contents(path):
+    """Return the arrays of a file and all the rest of it."""
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            found = {}
+            file.visititems(lambda name, item: found.update({name: hdf5_content(item)}))
+            return found
+    kind = caffe_pb2.NetParameter if path.suffix == ".caffemodel" else caffe_pb2.SolverState
+    message = read_binary(path, kind())
+    found = {}
+    for name, owner in (
+        [("state", message)]
+        if path.suffix == ".solverstate"
+        else [(layer.name, layer) for layer in message.layer]
+    ):
+        field = "history" if name == "state" else "blobs"
+        for i, blob in enumerate(getattr(owner, field)):
+            found[f"{name}/{i}"] = blob_to_array(blob)
+            if blob.diff:
+                found[f"{name}/{i}/diff"] = blob_to_array(blob, diff=True)
+        owner.ClearField(field)
+    return {**found, "rest": message}
+
+
+def hdf5_content(item):
+    if isinstance(item, h5py.Group):
+        return "a group"
+    if item.dtype.kind == "f":
+        return item[...].astype(item.dtype, copy=False)
+    return item.shape, item.dtype, item[...].tolist()
 
 
 def watch_updates(run):
