@@ -114,18 +114,6 @@ class Layer:
         """Go on from where :meth:`get_state` was called."""
         self.rng.bit_generator.state = state["random"]
 
-    def get_state(self) -> dict[str, Any]:
-        """Return what a run that goes on later needs besides the blobs, as JSON values.
-
-        A layer that remembers more than its random numbers from one forward to the next adds
-        it here and takes it back in :meth:`set_state`.
-        """
-        return {"random": self.rng.bit_generator.state}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from where :meth:`get_state` was called."""
-        self.rng.bit_generator.state = state["random"]
-
     def close(self) -> None:
         """Let go of files and threads."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from typing import Any
-
 from protocaffe.blob import Blob
 from protocaffe.data.batches import Batch, BatchFiller, RawBatch, read_batches
 from protocaffe.data.database import open_database
@@ -91,14 +89,6 @@ class Data(Layer):
         """
         self._stop()
         self.position = position
-
-    def get_state(self) -> dict[str, Any]:
-        return {**super().get_state(), "position": self.position, "seed": self._filler.seed}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        self._filler.seed = state["seed"]
-        self.seek(state["position"])
 
     def get_state(self) -> dict[str, Any]:
         return {**super().get_state(), "position": self.position, "seed": self._filler.seed}

@@ -223,13 +223,6 @@ class Recurrent(Layer):
         super().set_state(state)
         self._states = [self.xp.asarray(values, self.dtype) for values in state["states"]]
 
-    def get_state(self) -> dict[str, Any]:
-        return {**super().get_state(), "states": [state.tolist() for state in self._states]}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        self._states = [self.xp.asarray(values, self.dtype) for values in state["states"]]
-
     def _given_states(self, bottom: list[Blob]) -> list[Blob]:
         return bottom[2 + self.has_static :]
 
