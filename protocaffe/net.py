@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocaffe.blob import Blob
+from protocaffe.debug import log_backward, log_forward, log_norms
 from protocaffe.engines import Engine, LayerNode, Plan, get_engine
 from protocaffe.errors import NetError, ProtocaffeError, UsageError
 from protocaffe.graph import Graph, build_graph, merge_state
@@ -81,6 +82,7 @@ class Net:
         outputs: names of the blobs nobody reads, in byte order.
         blob_loss_weights: per blob, its weight in the loss.
         layer_needs_backward: per layer, whether backward runs.
+        debug_info: whether every pass logs the mean absolute values of what it computes.
 
     Raises:
         ProtocaffeError: the text, the structure or a layer's parameters are wrong.
@@ -138,6 +140,7 @@ class Net:
             self._share_parameters(shared)
         self._plan: Plan | None = None
         self._planned_shapes = self._free_shapes()
+        self.debug_info: bool = text.debug_info
         for file in _file_list(weights):
             self.copy_from(file)
 
@@ -157,13 +160,18 @@ class Net:
         self._ready()
         for index in reversed(range(len(self.layers))):
             self.backward_layer(index)
+        if self.debug_info:
+            log_norms([learnable.blob for learnable in self.learnable])
 
     def forward_layer(self, index: int) -> float:
         """Run one layer forward; return its share of the loss."""
         plan = self._plan or self._ready()
         plan.forward_layer(index)
         if self.layers[index].dynamic and self._shapes_changed():
+            _fill_loss_weights(self.layers[index], self.tops[index])
             self._reshape_from(index + 1)
+        if self.debug_info:
+            log_forward(self.layers[index], self._top_names[index], self.tops[index])
         return self._loss(index)
 
     def backward_layer(self, index: int) -> None:
@@ -171,6 +179,9 @@ class Net:
         if self._nodes[index].needs_backward:
             plan = self._plan or self._ready()
             plan.backward_layer(index)
+            if self.debug_info:
+                names, wanted = self.graph.nodes[index].bottoms, self._nodes[index].propagate_down
+                log_backward(self.layers[index], names, self.bottoms[index], wanted)
 
     def clear_param_diffs(self) -> None:
         """Set the gradient of every parameter to 0."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from protocaffe.blob import Blob
+from protocaffe.debug import log_update
 from protocaffe.engines import Engine, get_engine
 from protocaffe.errors import FileError, SolverError
 from protocaffe.log import log, number
@@ -147,8 +148,9 @@ class Solver:
         """Subtract the update of this iteration from every parameter, and show the rate."""
         rate = self._rate()
         factor = self._clip_factor()
+        update = self._logged_update if self.net.debug_info else self.update_parameter
         for index, learnable in enumerate(self.net.learnable):
-            self.update_parameter(index, learnable, rate * learnable.lr_mult, factor)
+            update(index, learnable, rate * learnable.lr_mult, factor)
 
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
@@ -197,6 +199,8 @@ class Solver:
         for before, _ in self._callbacks:
             if before:
                 before()
+        # As in Caffe, here the solver's debug_info counts and the training net's own does not.
+        self.net.debug_info = self.param.debug_info and self._is_due(self.param.display)
         loss = 0.0
         for _ in range(self.param.iter_size):
             loss += self.net.forward()
@@ -232,6 +236,14 @@ class Solver:
         return interval > 0 and self.iter % interval == 0
 
     # -- the update ----------------------------------------------------------------------
+
+    def _logged_update(
+        self, index: int, learnable: LearnableParam, rate: float, factor: float
+    ) -> None:
+        before = learnable.blob.data_storage.host_read().copy()
+        self.update_parameter(index, learnable, rate, factor)
+        after = learnable.blob.data_storage.host_read()
+        log_update(learnable.layer, learnable.name or str(learnable.index), before, after)
 
     def _rate(self) -> float:
         step = self.learning_rate.current_step
@@ -434,7 +446,9 @@ class Solver:
         log.info("Creating test net (#%d) specified by %s", index, kind)
         states = self.param.test_state
         state = states[index] if states else caffe_pb2.NetState()
-        return self._make_net(source, caffe_pb2.TEST, state, self.net)
+        net = self._make_net(source, caffe_pb2.TEST, state, self.net)
+        net.debug_info = self.param.debug_info
+        return net
 
     def _make_net(
         self,

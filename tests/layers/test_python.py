@@ -159,6 +159,13 @@ def test_reshape_runs_before_each_forward_and_the_net_follows():
         assert loss == 2 * rows
 
 
+def test_loss_counts_all_of_a_top_that_grew():
+    net = make_net(python_layer("Growing", extra="loss_weight: 3"), phase=caffe_pb2.TEST)
+    for _ in range(2):
+        loss = net.forward()
+        assert loss == 3 * net.blobs["y"].count
+
+
 def test_any_class_of_layers_can_be_named(user_module):
     layer = python_layer("ReLU", module="protocaffe.layers.activation")
     net = make_net(layer)
