@@ -27,6 +27,9 @@ COMMANDS = {
     "layers": "list the layer types, or explain one",
     "convert_imageset": "make a database from a list of images",
     "compute_image_mean": "average the images of a database",
+    "upgrade_net_proto_text": "bring the text of a net to the current format",
+    "upgrade_net_proto_binary": "bring a binary net to the current format",
+    "upgrade_solver_proto_text": "bring the text of a solver to the current format",
 }
 
 FAILED = 1
@@ -92,7 +95,7 @@ def _command(word: str) -> tuple[str, ModuleType]:
 
 
 def _overview() -> str:
-    rows = [f"  {name:<20}{summary}" for name, summary in COMMANDS.items()]
+    rows = [f"  {name:<27}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         ["usage: protocaffe COMMAND [flags]", "", *rows, "", "protocaffe COMMAND --help says more."]
     )
