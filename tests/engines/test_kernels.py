@@ -7,6 +7,7 @@ without clearing check that parameter gradients add up.
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -386,3 +387,29 @@ def test_the_limits_of_clip_are_inside(low: float) -> None:
     net.blobs["y"].diff[...] = 1
     net.backward()
     assert net.blobs["x"].diff.ravel().tolist() == [0, 1, 1, 1, 0]
+
+
+def test_a_steady_iteration_allocates_no_arrays() -> None:
+    text = inputs((8, 16, 24, 24))
+    conv = "convolution_param { num_output: 32 kernel_size: 3 pad: 1 }"
+    text += layer("c1", "Convolution", "x", "a", conv) + layer("r1", "ReLU", "a", "a")
+    text += layer("p", "Pooling", "a", "p", "pooling_param { kernel_size: 2 stride: 2 }")
+    text += layer("c2", "Convolution", "p", "b", conv) + layer("bn", "BatchNorm", "b", "b")
+    text += layer("s", "Scale", "b", "b", "scale_param { bias_term: true }")
+    text += layer("r2", "ReLU", "b", "b")
+    text += layer("ip", "InnerProduct", "b", "y", "inner_product_param { num_output: 10 }")
+    net = build(text, "onednn")
+    net.blobs["y"].diff[...] = 1
+    smallest = min(blob.count for blob in net.blobs.values() if blob.num_axes == 4) * 4
+
+    def iterate() -> None:
+        net.clear_param_diffs()
+        net.forward()
+        net.backward()
+
+    iterate()
+    tracemalloc.start()
+    iterate()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < smallest / 10
