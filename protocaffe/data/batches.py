@@ -1,10 +1,12 @@
-"""Batches of datums: read in key order, wrapped at the end, decoded and transformed."""
+"""Batches of images: read in order, wrapped at the end, decoded and transformed."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,23 +16,24 @@ from protocaffe.data.datum import Array, read_record, record_error
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
 from protocaffe.log import log
-from protocaffe.proto import caffe_pb2
 
 Floats = npt.NDArray[np.float32]
+R = TypeVar("R")
+"""What stands for an image before it is decoded, such as a record of a database."""
 
 
 @dataclass
-class RawBatch:
-    """Records as they are in the database.
+class RawBatch(Generic[R]):
+    """Records as they are in the source.
 
     Attributes:
         position: how many records of the stream came before.
-        records: keys and values.
-        wraps: how often the database ended and was begun again within this batch.
+        records: one per image.
+        wraps: how often the source ended and was begun again within this batch.
     """
 
     position: int
-    records: list[Record]
+    records: list[R]
     wraps: int
 
 
@@ -59,26 +62,101 @@ class Batch:
             self.labels = np.empty(shape[0], np.float32)
 
 
-def read_batches(database: Database, batch_size: int, position: int = 0) -> Iterator[RawBatch]:
-    """Yield batches without end, from the record at ``position`` of the stream.
+def database_rounds(database: Database, position: int = 0) -> Iterator[Iterator[Record]]:
+    """Yield the records of the database over and over, one iterator per round.
 
-    The stream is the database over and over; it wraps in the middle of a batch.
+    The first round begins where the record at ``position`` of the stream is.
     """
-    records = database.records(position % len(database) if position else 0)
+    yield database.records(position % len(database) if position else 0)
     while True:
-        batch = RawBatch(position, [], 0)
+        yield database.records()
+
+
+def read_batches(
+    rounds: Iterator[Iterator[R]], batch_size: int, position: int = 0
+) -> Iterator[RawBatch[R]]:
+    """Yield batches without end; one round follows the other in the middle of a batch.
+
+    Args:
+        rounds: endless; what is left of the first one begins at ``position``.
+        batch_size: records per batch.
+        position: how many records of the stream came before.
+    """
+    records = next(rounds)
+    while True:
+        batch: RawBatch[R] = RawBatch(position, [], 0)
         while True:
             batch.records += islice(records, batch_size - len(batch.records))
             if len(batch.records) == batch_size:
                 break
-            records = database.records()
+            records = next(rounds)
             batch.wraps += 1
         position += batch_size
         yield batch
 
 
-class BatchFiller:
-    """Decodes and transforms raw batches.
+class BatchFiller(ABC, Generic[R]):
+    """Decodes and transforms raw batches; a child class knows what the records are.
+
+    Args:
+        transformer: what to do with each image.
+        seed: of the random choices, 0 to 2**64 - 1.
+    """
+
+    def __init__(self, transformer: Transformer, seed: int) -> None:
+        self.transformer = transformer
+        self.seed = seed
+
+    @abstractmethod
+    def read(self, record: R) -> tuple[Array, int]:
+        """Return the image, (channels, height, width), and the label of a record.
+
+        Raises:
+            DataError: it cannot be used; the message names it.
+        """
+
+    @abstractmethod
+    def error(self, record: R, message: str) -> DataError:
+        """Return an error that names the record."""
+
+    def output_shape(self, record: R) -> tuple[int, int, int]:
+        """Return (channels, height, width) of what the record becomes."""
+        image, _ = self.read(record)
+        return self._shape(record, image)
+
+    def __call__(self, raw: RawBatch[R], batch: Batch) -> None:
+        """Fill the batch from the records; the first one says which shape all must have.
+
+        Raises:
+            DataError: a record cannot be used; the message names it.
+        """
+        images = []
+        for i, record in enumerate(raw.records):
+            image, label = self.read(record)
+            shape = self._shape(record, image)
+            if i == 0:
+                batch.reshape(len(raw.records), *shape)
+            elif shape != batch.data.shape[1:]:
+                raise self.error(
+                    record,
+                    f"has shape {shape}, but the first one of its batch {batch.data.shape[1:]}; "
+                    f"images of different sizes need batch_size 1, a crop_size, or to be resized",
+                )
+            batch.labels[i] = label
+            images.append(image)
+        choices = self.transformer.choices(self.seed, raw.position, len(images))
+        self.transformer(images, batch.data, choices)
+        batch.wraps = raw.wraps
+
+    def _shape(self, record: R, image: Array) -> tuple[int, int, int]:
+        try:
+            return self.transformer.output_shape(image.shape)
+        except DataError as error:
+            raise self.error(record, str(error)) from None
+
+
+class DatumFiller(BatchFiller[Record]):
+    """Fills batches from database records with Datums.
 
     Args:
         source: the database's path, for messages.
@@ -87,52 +165,19 @@ class BatchFiller:
     """
 
     def __init__(self, source: str, transformer: Transformer, seed: int) -> None:
+        super().__init__(transformer, seed)
         self.source = source
-        self.transformer = transformer
-        self.seed = seed
         self._warned = False
 
-    def output_shape(self, record: Record) -> tuple[int, int, int]:
-        """Return (channels, height, width) of what the record becomes."""
-        _, image = self._read(record)
-        return self._shape(record, image)
-
-    def __call__(self, raw: RawBatch, batch: Batch) -> None:
-        """Fill the batch from the records; the first one says which shape all must have.
-
-        Raises:
-            DataError: a record cannot be used; the message has its key.
-        """
-        images = []
-        for i, record in enumerate(raw.records):
-            datum, image = self._read(record)
-            shape = self._shape(record, image)
-            if i == 0:
-                batch.reshape(len(raw.records), *shape)
-            elif shape != batch.data.shape[1:]:
-                raise record_error(
-                    record,
-                    self.source,
-                    f"has shape {shape}, but the first one of its batch {batch.data.shape[1:]}; "
-                    f"images of different sizes need batch_size 1, a crop_size, or to be resized "
-                    f"when the database is made",
-                )
-            batch.labels[i] = datum.label
-            images.append(image)
-        choices = self.transformer.choices(self.seed, raw.position, len(images))
-        self.transformer(images, batch.data, choices)
-        batch.wraps = raw.wraps
-
-    def _read(self, record: Record) -> tuple[caffe_pb2.Datum, Array]:
+    def read(self, record: Record) -> tuple[Array, int]:
+        """Return the datum's image and label."""
         color = self.transformer.color
         datum, image = read_record(record, self.source, color)
         if color is not None and not datum.encoded and not self._warned:
             self._warned = True
             log.error("force_color and force_gray only work for encoded datums")
-        return datum, image
+        return image, datum.label
 
-    def _shape(self, record: Record, image: Array) -> tuple[int, int, int]:
-        try:
-            return self.transformer.output_shape(image.shape)
-        except DataError as error:
-            raise record_error(record, self.source, str(error)) from None
+    def error(self, record: Record, message: str) -> DataError:
+        """Return an error that names the record's key and the database."""
+        return record_error(record, self.source, message)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from protocaffe.data.datum import Image, decode_image, planar
+from protocaffe.data.datum import Image, decode_image, planar, resize_image
 from protocaffe.data.prefetch import default_threads
 from protocaffe.data.writer import create_database
 from protocaffe.errors import DataError
@@ -91,13 +91,24 @@ def read_list(path: str | os.PathLike[str]) -> list[Entry]:
     Raises:
         DataError: the file cannot be read, is empty, or has a bad line (named with its number).
     """
+    return [entry for _, entry in read_numbered_list(path)]
+
+
+def read_numbered_list(
+    path: str | os.PathLike[str], least_label: int = 0
+) -> list[tuple[int, Entry]]:
+    """Read a list file as :func:`read_list` does, with the number of each entry's line.
+
+    Raises:
+        DataError: see :func:`read_list`.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().split("\n")
     except OSError as error:
         raise DataError(f"list file '{os.fspath(path)}': {error.strerror}") from error
     entries = [
-        _entry(line, f"{os.fspath(path)}:{number}")
+        (number, _entry(line, f"{os.fspath(path)}:{number}", least_label))
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
@@ -158,7 +169,7 @@ def image_datum(content: bytes, path: str, label: int, options: ImageOptions) ->
     if image is None:
         return None
     if options.resize_height:
-        image = _resize(image, options.resize_height, options.resize_width)
+        image = resize_image(image, options.resize_height, options.resize_width)
     if options.encoded or options.encode_type:
         data = _encoded(image, content, path, options)
         encoded = caffe_pb2.Datum(data=data, label=label, encoded=True)
@@ -239,15 +250,17 @@ def convert_images(
     return result
 
 
-def _entry(line: str, where: str) -> Entry:
+def _entry(line: str, where: str, least_label: int) -> Entry:
     path, space, text = line.strip().rpartition(" ")
     if not space:
         raise DataError(f"{where}: expected 'path label' with a space between, got '{line}'")
     if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
         raise DataError(f"{where}: label '{text}' is no whole number")
     label = int(text)
-    if not 0 <= label <= MAX_LABEL:
-        raise DataError(f"{where}: label {label} is out of range; legal are 0 to {MAX_LABEL}")
+    if not least_label <= label <= MAX_LABEL:
+        raise DataError(
+            f"{where}: label {label} is out of range; legal are {least_label} to {MAX_LABEL}"
+        )
     return Entry(path, label)
 
 
@@ -292,12 +305,6 @@ def _file_datum(path: str, label: int, options: ImageOptions) -> bytes | None:
     except OSError:
         return None
     return image_datum(content, path, label, options)
-
-
-def _resize(image: Image, height: int, width: int) -> Image:
-    import cv2
-
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
 def _encoded(image: Image, content: bytes, path: str, options: ImageOptions) -> bytes:

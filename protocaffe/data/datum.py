@@ -104,6 +104,13 @@ def decode_image(content: bytes, color: bool | None) -> Image | None:
         return None
 
 
+def resize_image(image: Image, height: int, width: int) -> Image:
+    """Return (height, width[, channels]) pixels in another size, bilinear without antialiasing."""
+    import cv2
+
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
 def planar(image: Image) -> Image:
     """Return (height, width[, channels]) pixels as a view of shape (channels, height, width)."""
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)

@@ -1,12 +1,20 @@
-"""The layer that feeds a net from a database."""
+"""Layers that feed a net from databases and image files, read ahead by threads."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from protocaffe.blob import Blob
-from protocaffe.data.batches import Batch, BatchFiller, RawBatch, read_batches
+from protocaffe.data.batches import (
+    Batch,
+    DatumFiller,
+    RawBatch,
+    database_rounds,
+    read_batches,
+)
 from protocaffe.data.database import open_database
+from protocaffe.data.images import ImageFiller, ImageList
 from protocaffe.data.prefetch import Prefetcher
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
@@ -15,55 +23,34 @@ from protocaffe.log import log
 from protocaffe.proto import caffe_pb2
 
 
-@register("Data")
-class Data(Layer):
-    """Images and labels from an LMDB or LevelDB database of Datums, a batch at a time.
+class Filler(Protocol):
+    """Makes a batch of what stands for it; its random choices follow from the seed."""
 
-    Records come in key order; after the last one the first follows, in the middle of a batch if
-    need be. Each batch takes its shape from its first record, so with ``batch_size: 1`` images
-    of any size follow each other. ``transform_param`` says what happens to the images on the
-    way; the fields of that kind inside
-    ``data_param`` are of old files and have no effect. Reading, decoding and transforming run
-    ahead in threads, ``prefetch`` batches deep.
+    seed: int
 
-    Bottoms: none. Tops: the images, (batch, channels, height, width), and optionally the labels,
-    (batch,); a record without label reads 0.
-    Reference: Caffe's DataLayer and DataTransformer.
+    def __call__(self, raw: Any, batch: Batch, /) -> None:
+        """Fill the batch."""
 
-    Example:
-        layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-            transform_param { mirror: true crop_size: 4 mean_value: 128 }
-            data_param { source: "train_lmdb" batch_size: 2 backend: LMDB } }
 
-    Attributes:
-        position: how many records ``forward`` has given out so far.
+class PrefetchingLayer(Layer):
+    """A layer whose batches are made ahead by threads, ``data_param.prefetch`` deep.
+
+    A child class sets ``batch_size``, ``_shape`` and ``_filler`` in its ``setup``, which calls
+    this one's first, and says in ``_raw_batches`` what the filler gets.
     """
 
     bottoms = (0, 0)
-    tops = (1, 2)
     dynamic = True
-    settings = ("transform_param",)
+    settings = ("transform_param", "data_param")
+
+    _filler: Filler
+    _shape: tuple[int, ...]
+    """Of one image, as it goes into the net."""
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.position = 0
-        self._prefetcher: Prefetcher[RawBatch, Batch] | None = None
-        options = self.param.data_param
-        self.batch_size = options.batch_size
-        if self.batch_size < 1:
-            raise self.error("data_param needs a batch_size of at least 1")
-        if not options.source:
-            raise self.error("data_param needs a source: the folder of the database")
-        lmdb = options.backend == caffe_pb2.DataParameter.LMDB
-        seed = int(self.rng.integers(2**63))
-        try:
-            transformer = Transformer(self.param.transform_param, self.phase)
-            self._database = open_database(options.source, "lmdb" if lmdb else "leveldb")
-            self._filler = BatchFiller(options.source, transformer, seed)
-            self._shape = self._filler.output_shape(next(self._database.records()))
-        except DataError as error:
-            raise self.error(str(error)) from None
-        size = ",".join(str(extent) for extent in (self.batch_size, *self._shape))
-        log.info("output data size: %s", size)
+        self.batch_size = 0
+        self._prefetcher: Prefetcher[RawBatch[Any], Batch] | None = None
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         top[0].reshape(self.batch_size, *self._shape)
@@ -82,9 +69,9 @@ class Data(Layer):
         self.position += self.batch_size
 
     def seek(self, position: int) -> None:
-        """Go on as if ``position`` records had been given out since the set-up.
+        """Go on as if ``position`` images had been given out since the set-up.
 
-        A run that is resumed so sees the records, and the random crops and mirrorings, that it
+        A run that is resumed so sees the images, and the random crops and mirrorings, that it
         would have seen without a break.
         """
         self._stop()
@@ -100,13 +87,19 @@ class Data(Layer):
 
     def close(self) -> None:
         self._stop()
-        self._database.close()
+
+    def _raw_batches(self) -> Iterator[RawBatch[Any]]:
+        """Return what the filler gets from ``position`` on."""
+        raise NotImplementedError
+
+    def _log_size(self) -> None:
+        size = ",".join(str(extent) for extent in (self.batch_size, *self._shape))
+        log.info("output data size: %s", size)
 
     def _next_batch(self) -> Batch:
         if self._prefetcher is None:
-            raw = read_batches(self._database, self.batch_size, self.position)
             buffers = [Batch() for _ in range(self.param.data_param.prefetch + 2)]
-            self._prefetcher = Prefetcher(raw, self._filler, buffers)
+            self._prefetcher = Prefetcher(self._raw_batches(), self._filler, buffers)
         try:
             return self._prefetcher.next()
         except DataError as error:
@@ -116,3 +109,150 @@ class Data(Layer):
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
+
+
+@register("Data")
+class Data(PrefetchingLayer):
+    """Images and labels from an LMDB or LevelDB database of Datums, a batch at a time.
+
+    Records come in key order; after the last one the first follows, in the middle of a batch if
+    need be. Each batch takes its shape from its first record, so with ``batch_size: 1`` images
+    of any size follow each other. ``transform_param`` says what happens to the images on the
+    way; the fields of that kind inside ``data_param``, and ``rand_skip``, are of old files and
+    have no effect. Reading, decoding and transforming run ahead in threads, ``prefetch`` batches
+    deep.
+
+    Bottoms: none. Tops: the images, (batch, channels, height, width), and optionally the labels,
+    (batch,); a record without label reads 0.
+    Reference: Caffe's DataLayer and DataTransformer.
+
+    Example:
+        layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+            transform_param { mirror: true crop_size: 4 mean_value: 128 }
+            data_param { source: "train_lmdb" batch_size: 2 backend: LMDB } }
+
+    Attributes:
+        position: how many records ``forward`` has given out so far.
+    """
+
+    tops = (1, 2)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().setup(bottom, top)
+        options = self.param.data_param
+        self.batch_size = options.batch_size
+        if self.batch_size < 1:
+            raise self.error("data_param needs a batch_size of at least 1")
+        if not options.source:
+            raise self.error("data_param needs a source: the folder of the database")
+        lmdb = options.backend == caffe_pb2.DataParameter.LMDB
+        seed = int(self.rng.integers(2**63))
+        try:
+            transformer = Transformer(self.param.transform_param, self.phase)
+            self._database = open_database(options.source, "lmdb" if lmdb else "leveldb")
+            self._filler = filler = DatumFiller(options.source, transformer, seed)
+            self._shape = filler.output_shape(next(self._database.records()))
+        except DataError as error:
+            raise self.error(str(error)) from None
+        self._log_size()
+
+    def close(self) -> None:
+        super().close()
+        self._database.close()
+
+    def _raw_batches(self) -> Iterator[RawBatch[Any]]:
+        rounds = database_rounds(self._database, self.position)
+        return read_batches(rounds, self.batch_size, self.position)
+
+
+@register("ImageData")
+class ImageData(PrefetchingLayer):
+    """Images and labels from image files that a list names, a batch at a time.
+
+    Each line of ``source`` has a path, which ``root_folder`` is put in front of as it is, and a
+    label, split at the last space. After the last image comes the first, in the middle of a batch
+    if need be; ``shuffle`` takes a new random order in every round. ``rand_skip`` skips a random
+    number of images below it at the very start. Each batch takes its shape from its first image:
+    images of different sizes need ``new_height`` and ``new_width``, a ``crop_size``, or
+    ``batch_size: 1``. Of ``data_param`` only ``prefetch`` counts: how many batches are read,
+    decoded and transformed ahead, in threads.
+
+    Bottoms: none. Tops: the images, (batch, channels, height, width), with 3 channels in BGR
+    order, or 1 without ``is_color``; the labels, (batch,).
+    Reference: Caffe's ImageDataLayer and DataTransformer.
+
+    Example:
+        layer { name: "data" type: "ImageData" top: "data" top: "label" include { phase: TRAIN }
+            transform_param { mirror: true crop_size: 12 mean_value: 128 }
+            image_data_param { source: "images.txt" root_folder: "images/" batch_size: 2
+                new_height: 16 new_width: 16 shuffle: true } }
+
+    Attributes:
+        position: how many images ``forward`` has given out so far.
+    """
+
+    tops = (2, 2)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().setup(bottom, top)
+        options = self.param.image_data_param
+        self.batch_size = options.batch_size
+        if self.batch_size < 1:
+            raise self.error("image_data_param needs a batch_size of at least 1")
+        if not options.source:
+            raise self.error("image_data_param needs a source: a list of images and labels")
+        size = options.new_height, options.new_width
+        if (size[0] == 0) != (size[1] == 0):
+            raise self.error(
+                f"new_height {size[0]} and new_width {size[1]} make no size; give both or neither"
+            )
+        seed = int(self.rng.integers(2**63))
+        try:
+            self._images = self._open_list(seed)
+            self._skipped = self._choose_skip()
+            self._filler = filler = ImageFiller(
+                options.source,
+                Transformer(self.param.transform_param, self.phase),
+                seed,
+                color=options.is_color,
+                size=size if size[0] else None,
+            )
+            self._shape = filler.output_shape(next(next(self._images.rounds(self._skipped))))
+        except DataError as error:
+            raise self.error(str(error)) from None
+        self._log_size()
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "skipped": self._skipped}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._images.seed = state["seed"]
+        self._skipped = state["skipped"]
+
+    def _raw_batches(self) -> Iterator[RawBatch[Any]]:
+        start = self._skipped + self.position
+        return read_batches(self._images.rounds(start), self.batch_size, start)
+
+    def _open_list(self, seed: int) -> ImageList:
+        options = self.param.image_data_param
+        log.info("Opening file %s", options.source)
+        images = ImageList(options.source, options.root_folder, shuffle=options.shuffle, seed=seed)
+        if options.shuffle:
+            log.info("Shuffling data")
+        log.info("A total of %d images.", len(images))
+        return images
+
+    def _choose_skip(self) -> int:
+        """Return how many images to skip at the start."""
+        limit = self.param.image_data_param.rand_skip
+        if limit > len(self._images):
+            raise self.error(
+                f"rand_skip {limit} may skip the whole list, which has {len(self._images)} "
+                f"image(s); give {len(self._images)} at most"
+            )
+        if not limit:
+            return 0
+        skipped = int(self.rng.integers(limit))
+        log.info("Skipping first %d data points.", skipped)
+        return skipped

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from protocaffe.data.batches import Batch, BatchFiller, read_batches
+from protocaffe.data.batches import Batch, DatumFiller, database_rounds, read_batches
 from protocaffe.data.database import open_database
 from protocaffe.data.prefetch import Prefetcher
 from protocaffe.data.transformer import Transformer
@@ -30,7 +30,7 @@ def seven(tmp_path):
 
 @pytest.mark.parametrize("position", [0, 3, 7, 16])
 def test_batches_wrap_in_the_middle(seven, position):
-    batches = itertools.islice(read_batches(seven, 3, position), 5)
+    batches = itertools.islice(read_batches(database_rounds(seven, position), 3, position), 5)
     keys = []
     for number, batch in enumerate(batches):
         assert batch.position == position + 3 * number
@@ -41,17 +41,16 @@ def test_batches_wrap_in_the_middle(seven, position):
 
 
 def test_a_batch_larger_than_the_database(seven):
-    batch = next(read_batches(seven, 20))
+    batch = next(read_batches(database_rounds(seven), 20))
     assert [int(key) for key, _ in batch.records] == [i % 7 for i in range(20)]
     assert batch.wraps == 2
 
 
 def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM):
     """The data and labels of some batches, in one array each."""
-    filler = BatchFiller(database.path, Transformer(param, TRAIN), seed=5)
-    prefetcher = Prefetcher(
-        read_batches(database, batch_size, position), filler, [Batch(), Batch(), Batch()], threads
-    )
+    filler = DatumFiller(database.path, Transformer(param, TRAIN), seed=5)
+    raw = read_batches(database_rounds(database, position), batch_size, position)
+    prefetcher = Prefetcher(raw, filler, [Batch(), Batch(), Batch()], threads)
     data, labels = [], []
     for _ in range(count):
         batch = prefetcher.next()
@@ -86,8 +85,8 @@ def test_records_differ_from_pass_to_pass(seven):
 
 
 def test_memory_is_used_again(seven):
-    filler = BatchFiller(seven.path, Transformer(RANDOM, TRAIN), 0)
-    raw = read_batches(seven, 4)
+    filler = DatumFiller(seven.path, Transformer(RANDOM, TRAIN), 0)
+    raw = read_batches(database_rounds(seven), 4)
     batch = Batch()
     filler(next(raw), batch)
     data, labels = batch.data.ctypes.data, batch.labels
@@ -108,8 +107,8 @@ def test_a_batch_takes_other_shapes():
 def fill_first(path, values, batch_size=2, param=None):
     with open_database(write_database(path, values)) as database:
         transformer = Transformer(param or TransformationParameter(), TRAIN)
-        filler = BatchFiller("some_lmdb", transformer, 0)
-        filler(next(read_batches(database, batch_size)), Batch())
+        filler = DatumFiller("some_lmdb", transformer, 0)
+        filler(next(read_batches(database_rounds(database), batch_size)), Batch())
 
 
 def test_images_of_different_sizes_in_a_batch(tmp_path):

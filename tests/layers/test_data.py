@@ -6,7 +6,7 @@ import pytest
 
 from protocaffe.blob import Blob
 from protocaffe.errors import LayerError
-from protocaffe.layers.data import Data
+from protocaffe.layers.base import layer_class
 from protocaffe.proto.caffe_pb2 import TEST, TRAIN, DataParameter, Datum, LayerParameter, Phase
 from protocaffe.proto.text import read_net
 from tests.data.samples import (
@@ -19,13 +19,16 @@ from tests.data.samples import (
 )
 
 CASES = sorted(
-    path.name for path in (GOLDEN / "layers").iterdir() if not path.name.startswith("hdf5")
+    path.name
+    for path in (GOLDEN / "layers").iterdir()
+    if not path.name.startswith(("hdf5", "memory"))
 )
 
 
 def build(param, phase=TEST, *, seed=0):
     """The layer, set up, and its tops."""
-    layer = Data(param, phase=phase, rng=np.random.default_rng(seed), where="net.prototxt:7")
+    rng = np.random.default_rng(seed)
+    layer = layer_class(param.type)(param, phase=phase, rng=rng, where="net.prototxt:7")
     tops = [Blob() for _ in param.top]
     layer.check_counts(0, len(tops))
     layer.setup([], tops)

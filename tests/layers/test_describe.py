@@ -48,6 +48,8 @@ def example_files(tmp_path, monkeypatch):
         file["data"] = np.ones((3, 4), np.float32)
         file["label"] = np.ones(3, np.float32)
     Path("train_list.txt").write_text("train.h5\n")
+    shutil.copytree(GOLDEN / "data/images", "images")
+    shutil.copy(GOLDEN / "data/list.txt", "images.txt")
     Path("my_layers.py").write_text(
         "from protocaffe import Layer\n"
         "class Multiply(Layer):\n"
