@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from protocaffe.errors import DataError
 from protocaffe.proto.files import StrPath
-from protocaffe.proto.hdf5 import open_hdf5
+from protocaffe.proto.hdf5 import check_size, create_hdf5, open_hdf5, plain_errors
 from protocaffe.proto.text import read_text
 
 Array = npt.NDArray[Any]
@@ -106,12 +106,9 @@ class HDF5Rows:
         path = self._paths[file]
         self._values = []  # never two files in memory
         self._loaded = -1
-        with open_hdf5(path) as content:
+        with open_hdf5(path) as content, plain_errors(path):
             for name, shape in zip(self.names, self.row_shapes, strict=True):
-                try:
-                    values = np.asarray(content[name][...], np.float32)
-                except (OSError, KeyError, ValueError, MemoryError) as error:
-                    raise DataError(f"{path}: data set '{name}' cannot be read: {error}") from None
+                values = np.asarray(content[name][...], np.float32)
                 if values.shape != (self._lengths[file], *shape):
                     raise DataError(f"{path}: data set '{name}' changed while it was in use")
                 self._values.append(values)
@@ -119,7 +116,7 @@ class HDF5Rows:
 
     def _shapes(self, path: Path) -> list[tuple[int, ...]]:
         """Return the shapes of a file's data sets, checked."""
-        with open_hdf5(path) as content:
+        with open_hdf5(path) as content, plain_errors(path):
             shapes = [_shape(content, name, path) for name in self.names]
         for name, shape in zip(self.names, shapes, strict=True):
             if shape[0] != shapes[0][0]:
@@ -151,10 +148,9 @@ def create_file(path: StrPath) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    import h5py
-
     try:
-        h5py.File(path, "w").close()
+        with create_hdf5(path):
+            pass
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error}") from None
 
@@ -191,4 +187,5 @@ def _shape(content: Any, name: str, path: Path) -> tuple[int, ...]:
         raise DataError(f"{path}: data set '{name}' has no floats or integers in it")
     if not found.shape:
         raise DataError(f"{path}: data set '{name}' is a single value; expected rows")
+    check_size(found, path)
     return tuple(found.shape)

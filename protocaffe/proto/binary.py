@@ -98,7 +98,10 @@ def blob_to_array(blob: BlobProto, *, diff: bool = False) -> Array:
     """
     # A message hands out its numbers one by one, 10 to 50 times slower than its wire form, where
     # they are one piece of memory.
-    array: Array = decode_blob(memoryview(blob.SerializeToString()), diff=diff).copy()
+    try:
+        array: Array = decode_blob(memoryview(blob.SerializeToString()), diff=diff).copy()
+    except DamagedError as error:  # one of its unknown fields is a known one misspelt
+        raise FileError(f"blob is damaged: {error}") from None
     return array
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,40 @@ def open_hdf5(path: StrPath) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         raise FileError(f"{path}: cannot be read as an HDF5 file: {error}") from None
+
+
+@contextmanager
+def plain_errors(path: StrPath) -> Iterator[None]:
+    """Turn what h5py raises over a damaged file into an error that names the file.
+
+    Raises:
+        FileError: instead of any of them.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        raise FileError(f"{path}: the HDF5 file is damaged: {error}") from None
+
+
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
+
+
+def check_size(dataset: Any, path: StrPath) -> None:
+    """Refuse a data set that claims to be larger than its file can make it.
+
+    Raises:
+        FileError: it does; reading it might take all memory there is.
+    """
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if size > DEFLATE * os.path.getsize(path):
+        raise FileError(
+            f"{path}: data set '{dataset.name}' has shape {dataset.shape}, which the file is too "
+            f"small for; it is damaged, or was never written to"
+        )
+
+
+DEFLATE = 1100
+"""No compressed data become longer than this many times their size."""
 
 
 @contextmanager

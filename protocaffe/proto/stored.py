@@ -18,7 +18,7 @@ from protocaffe.errors import FileError
 from protocaffe.proto.binary import damaged, decode_blob, other_kind, read_content
 from protocaffe.proto.caffe_pb2 import NetParameter
 from protocaffe.proto.files import StrPath
-from protocaffe.proto.hdf5 import open_hdf5
+from protocaffe.proto.hdf5 import check_size, open_hdf5, plain_errors
 from protocaffe.proto.wire import DELIMITED, VARINT, DamagedError, fields, varint
 
 Array = npt.NDArray[Any]
@@ -223,13 +223,13 @@ def _hdf5_layers(file: Any, path: StrPath) -> list[StoredLayer]:
     data = file.get("data")
     if not isinstance(data, h5py.Group):
         raise FileError(f"{path}: expected a model with a group 'data', got another HDF5 file")
-    with _plain_errors(path):
+    with plain_errors(path):
         data.visititems(collect)
     return layers
 
 
 def _hdf5_state(file: Any, path: StrPath) -> StoredState:
-    with _plain_errors(path):
+    with plain_errors(path):
         try:
             name = file["learned_net"][()]
             history = _numbered(file["history"], path)
@@ -260,16 +260,8 @@ def _numbered(group: Any, path: StrPath) -> dict[int, StoredBlob]:
 
 def _reader(dataset: Any, path: StrPath) -> Callable[[], Array]:
     def read() -> Array:
-        with _plain_errors(path):
+        with plain_errors(path):
+            check_size(dataset, path)
             return np.asarray(dataset[...])
 
     return read
-
-
-@contextmanager
-def _plain_errors(path: StrPath) -> Iterator[None]:
-    """Turn what h5py raises over a damaged file into an error that names it."""
-    try:
-        yield
-    except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
-        raise FileError(f"{path}: the HDF5 file is damaged: {error}") from None

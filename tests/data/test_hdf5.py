@@ -67,6 +67,12 @@ def other_width(folder):
         file["x"] = np.zeros((2, 5))
 
 
+def never_written(folder):
+    write(folder, 3)
+    with h5py.File(folder / "0.h5", "a") as file:
+        file.create_dataset("z", (10**9, 10**6), "f4", chunks=(1, 1000))
+
+
 @pytest.mark.parametrize(
     ("make", "names", "message"),
     [
@@ -79,6 +85,7 @@ def other_width(folder):
         (lambda folder: write(folder, 3, z=1), ["z"], "single value"),
         (lambda folder: write(folder, 3, z=[b"a"]), ["z"], "'z' has no floats or integers"),
         (lambda folder: write(folder), ["x"], "empty file"),
+        (never_written, ["z"], "the file is too small for"),
         (lambda folder: None, ["x"], r"list\.txt: no such file"),
     ],
 )
