@@ -97,6 +97,33 @@ class Engine:
         """Return the SGD update of one parameter, to be called once per iteration."""
         return MomentumUpdate(self, weight, diff, history, momentum)
 
+    def adam_update(
+        self, weight: Storage, diff: Storage, means: tuple[Storage, Storage], settings: AdamSettings
+    ) -> AdamUpdate | None:
+        """Return a kernel for Adam's update of one parameter, or None for the solver's own."""
+        return None
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """What stays the same in Adam's formula: the two decay rates, and delta beside the root."""
+
+    first: float
+    second: float
+    delta: float
+
+
+class AdamUpdate:
+    """Adam's update of one parameter, where an engine has a kernel for it."""
+
+    def __call__(self, gradient_scale: float, weight_scale: float, step: float) -> None:
+        """Update the parameter once.
+
+        ``t = gradient_scale * g + weight_scale * w;  m = first * m + (1 - first) * t;``
+        ``v = second * v + (1 - second) * t^2;  w = w - step * m / (sqrt(v) + delta)``
+        """
+        raise NotImplementedError
+
 
 class MomentumUpdate:
     """``h = gradient_scale * g + weight_scale * w + momentum * h;  w = w - h``.

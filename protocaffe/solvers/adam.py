@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from protocaffe.blob import Array
+from protocaffe.engines.base import AdamSettings
+from protocaffe.net import LearnableParam
 from protocaffe.solvers.adagrad import divide_by_root
 from protocaffe.solvers.elementwise import ElementwiseSolver, blend
 
@@ -25,11 +28,40 @@ class AdamSolver(ElementwiseSolver):
 
     history_sets = 2
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = AdamSettings(self.param.momentum, self.param.momentum2, self.param.delta)
+        means = [blob.data_storage for blob in self.history]
+        count = len(self.net.learnable)
+        self._kernels = [
+            self.engine.adam_update(
+                *(learnable.blob.data_storage, learnable.blob.diff_storage),
+                *((first, second), settings),
+            )
+            for learnable, first, second in zip(
+                self.net.learnable, means[:count], means[count:], strict=True
+            )
+        ]
+
     def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:
         """The formula of the class."""
         m, v = history
+        blend(v, np.multiply(g, g, out=u), self.param.momentum2)
+        blend(m, g, self.param.momentum)
+        divide_by_root(rate * self._correction(), m, v, self.param.delta, u)
+
+    def update_parameter(
+        self, index: int, learnable: LearnableParam, rate: float, factor: float
+    ) -> None:
+        """Update one parameter by the engine's own kernel where it has one."""
+        kernel = self._kernels[index]
+        decay = self.param.weight_decay * learnable.decay_mult
+        if kernel is None or self.param.snapshot_diff or (decay and self.decays_by_sign):
+            super().update_parameter(index, learnable, rate, factor)
+        else:
+            kernel(factor, decay, rate * self._correction())
+
+    def _correction(self) -> float:
+        """What makes up for means that started at 0."""
         b1, b2, t = self.param.momentum, self.param.momentum2, self.iter + 1
-        blend(v, np.multiply(g, g, out=u), b2)
-        blend(m, g, b1)
-        correction = math.sqrt(1 - b2**t) / (1 - b1**t)
-        divide_by_root(rate * correction, m, v, self.param.delta, u)
+        return math.sqrt(1 - b2**t) / (1 - b1**t)

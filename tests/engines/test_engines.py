@@ -10,6 +10,7 @@ import pytest
 from protocaffe import engines
 from protocaffe.blob import Storage
 from protocaffe.engines import Engine, get_engine
+from protocaffe.engines.base import AdamSettings
 from protocaffe.errors import UsageError
 
 
@@ -73,3 +74,40 @@ def test_the_momentum_update_is_its_formula(name: str, count: int) -> None:
     np.testing.assert_allclose(storages[0].host_read(), w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(storages[2].host_read(), h, rtol=1e-5, atol=1e-6)
     assert (storages[1].host_read() == g).all()
+
+
+@pytest.mark.parametrize("count", [1 << 14, (1 << 19) + 3])
+def test_the_adam_kernel_is_its_formula(count: int) -> None:
+    try:
+        engine = get_engine("onednn")
+    except UsageError as reason:
+        pytest.skip(str(reason))
+    rng = np.random.default_rng(count)
+    storages = [Storage(count) for _ in range(4)]
+    w, g = (rng.standard_normal(count) for _ in range(2))
+    m, v = np.zeros(count), np.zeros(count)
+    for storage, values in zip(storages, (w, g, m, v), strict=True):
+        storage.host_write()[:] = values
+    settings = AdamSettings(0.9, 0.999, 1e-8)
+    update = engine.adam_update(*storages[:2], (storages[2], storages[3]), settings)
+    assert update is not None
+    for step in (0.1, 0.05, 0.02):
+        update(0.5, 0.01, step)
+        t = 0.5 * g + 0.01 * w
+        m, v = 0.9 * m + 0.1 * t, 0.999 * v + 0.001 * t * t
+        w = w - step * m / (np.sqrt(v) + 1e-8)
+    np.testing.assert_allclose(storages[0].host_read(), w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(storages[2].host_read(), m, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(storages[3].host_read(), v, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("count", "delta"), [(100, 1e-8), (1 << 14, 0.0)])
+def test_small_parameters_and_delta_0_have_no_adam_kernel(count: int, delta: float) -> None:
+    storages = [Storage(count) for _ in range(4)]
+    settings = AdamSettings(0.9, 0.999, delta)
+    for name in engines.ENGINES:
+        try:
+            engine = get_engine(name)
+        except UsageError:
+            continue
+        assert engine.adam_update(*storages[:2], (storages[2], storages[3]), settings) is None

@@ -194,9 +194,9 @@ class Attributes:
         runtime.check("post_ops_create", byref(self._post_ops))
         _own(self, runtime.library.dnnl_post_ops_destroy, self._post_ops)
 
-    def relu(self, negative_slope: float) -> Attributes:
-        """Apply a ReLU to the result."""
-        return self._post_op("post_ops_append_eltwise", dnn.ELTWISE_RELU, negative_slope, 0.0)
+    def eltwise(self, algorithm: int, alpha: float = 0.0, beta: float = 0.0) -> Attributes:
+        """Apply an element-wise function to the result, as the next post-operation."""
+        return self._post_op("post_ops_append_eltwise", algorithm, alpha, beta)
 
     def accumulate(self, scale: float) -> Attributes:
         """Add ``scale`` times the destination's old content to the result."""

@@ -69,7 +69,7 @@ def find_epilogue(plan: OneDnnPlan, node: LayerNode[Layer]) -> Epilogue:
         layout = folded.factor.layout
         attributes.binary(dnn.BINARY_MUL, layout).binary(dnn.BINARY_ADD, layout)
     if relu is not None:
-        attributes.relu(relu.layer.param.relu_param.negative_slope)
+        attributes.eltwise(dnn.ELTWISE_RELU, relu.layer.param.relu_param.negative_slope)
     return Epilogue(attributes, relu, folded)
 
 
