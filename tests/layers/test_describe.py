@@ -1,6 +1,7 @@
 import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -58,6 +59,8 @@ def example_files(tmp_path, monkeypatch):
         "    def forward(self, bottom, top):\n"
         "        top[0].data[...] = bottom[0].data * float(self.param_str)\n"
     )
+    yield
+    sys.modules.pop("my_layers", None)
 
 
 @pytest.mark.parametrize("name", layer_types())
@@ -78,6 +81,8 @@ def test_example_is_a_layer_that_runs(name, example_files):
     built = Net(caffe_pb2.NetParameter(layer=[*inputs, layer]), phase, engine="numpy")
     for bottom in layer.bottom:
         built.blobs[bottom].data[...] = 1
+    if name == "MemoryData":
+        built.layers[-1].reset(np.ones((2, 3, 8, 8)), [0, 1])
     built.forward()
     built.close()
     assert built.layer_names[-1] == layer.name
