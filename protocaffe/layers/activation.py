@@ -57,6 +57,14 @@ class Function(Neuron):
                 self.xp.multiply(top[0].diff, slope, out=bottom[0].diff)
 
 
+def _bend(xp: Any, x: Array, slope: Any, scaled: Array, out: Array) -> None:
+    """Set out to x where x > 0, else to scaled, which is slope * x and may be out."""
+    if xp.all(slope <= 1):
+        xp.maximum(x, scaled, out=out)  # the same, several times as fast as a choice by a mask
+    else:
+        out[...] = xp.where(x > 0, x, scaled)
+
+
 @register("ReLU")
 class ReLU(Neuron):
     """y = max(x, 0) + negative_slope * min(x, 0).
@@ -81,7 +89,7 @@ class ReLU(Neuron):
         if self.negative_slope == 0:
             self.xp.maximum(x, 0, out=y)
         else:
-            y[...] = self.xp.where(x > 0, x, self.negative_slope * x)
+            _bend(self.xp, x, self.negative_slope, self.negative_slope * x, out=y)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
@@ -130,9 +138,12 @@ class PReLU(Neuron):
         self._extents = (1, 1, bottom[0].count) if self.channel_shared else per_channel
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x = self._x.save(bottom[0], top[0]).reshape(self._extents)
+        self._x.save(bottom[0], top[0])
+        x = self._x.load(bottom[0]).reshape(self._extents)
         y = top[0].data.reshape(self._extents)
-        y[...] = self.xp.where(x > 0, x, self._slope() * x)
+        slope = self._slope()
+        self.xp.multiply(x, slope, out=y)
+        _bend(self.xp, x, slope, y, out=y)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         x = self._x.load(bottom[0]).reshape(self._extents)
@@ -234,7 +245,10 @@ class ELU(Function):
         return self.xp.maximum(x, 0) + negative
 
     def derivative(self, x: Array, y: Array) -> Any:
-        return self.xp.where(x > 0, 1, self.alpha + y)
+        slope = y + self.alpha
+        if self.alpha == 1:  # then it grows to 1 at x = 0: no choice by a mask, which is slow
+            return self.xp.minimum(slope, 1, out=slope)
+        return self.xp.where(x > 0, 1, slope)
 
 
 @register("Exp")

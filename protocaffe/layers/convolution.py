@@ -16,7 +16,7 @@ from protocaffe.proto.caffe_pb2 import ConvolutionParameter
 Extents = tuple[int, ...]
 Index = tuple[int | slice, ...]
 
-MAX_COLUMN_COUNT = 1 << 22
+MAX_COLUMN_COUNT = 1 << 20
 """How many numbers the column buffer may hold, unless a single image needs more."""
 
 
@@ -235,8 +235,10 @@ class ConvolutionBase(Layer):
     def _spread(self, grid: Array, image: Array) -> None:
         """Set image = col2im(transposed W * grid)."""
         weights = self._weights(self.blobs[0].data).swapaxes(1, 2)
+        # With one grid channel per group (depthwise) it is an outer product, which BLAS does slowly.
+        multiply = self.xp.matmul if weights.shape[2] > 1 else self.xp.multiply
         for images, grids, columns in self._chunks(image, grid):
-            self.xp.matmul(weights, self._rows(grids), out=self._matrix(columns))
+            multiply(weights, self._rows(grids), out=self._matrix(columns))
             self._columns.scatter(columns, images)
 
     def _add_weight_diff(self, image: Array, grid: Array) -> None:

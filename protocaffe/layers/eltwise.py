@@ -73,14 +73,15 @@ class Eltwise(Layer):
             self._maximum(values, y)
 
     def _maximum(self, values: list[Array], y: Array) -> None:
+        # maximum and fmax instead of copies under a mask, which are several times as slow. Of
+        # the two that are compared, the first stays if either is NaN.
         xp = self.xp
-        self._winner = xp.where(values[0] > values[1], 0, 1)
-        xp.copyto(y, values[1], where=self._winner == 1)
-        xp.copyto(y, values[0], where=self._winner == 0)
+        self._winner: Array = ~(values[0] > values[1])  # 0 or 1; more with more bottoms
+        xp.fmax(values[1], values[0], out=y)
+        xp.maximum(values[1], y, out=y)
         for index, x in enumerate(values[2:], 2):
-            greater = x > y
-            xp.copyto(y, x, where=greater)
-            self._winner[greater] = index
+            self._winner = xp.maximum(self._winner, (x > y) * np.int16(index))
+            xp.maximum(y, xp.fmax(y, x), out=y)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         dy = top[0].diff

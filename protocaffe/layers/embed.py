@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocaffe.blob import Blob
 from protocaffe.layers.base import Layer, register
-from protocaffe.layers.labels import bottom_name, whole_numbers
+from protocaffe.layers.labels import add_rows, bottom_name, whole_numbers
 
 
 @register("Embed")
@@ -54,6 +54,7 @@ class Embed(Layer):
             raise self.error(f"has no gradient for the index {bottom_name(self, 0)}")
         dy = top[0].diff
         if self.param_propagate_down[0]:
-            self.xp.add.at(self.blobs[0].diff, self._index, dy)
+            rows = dy.reshape(-1, self.num_output)
+            add_rows(self.xp, self.blobs[0].diff, self._index.ravel(), rows)
         if self.bias_term and self.param_propagate_down[1]:
             self.blobs[1].diff[...] += dy.reshape(-1, self.num_output).sum(axis=0)

@@ -1,6 +1,8 @@
-"""Labels: whole numbers that arrive as floats."""
+"""Labels and indices: whole numbers that arrive as floats."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +57,20 @@ def whole_numbers(
             + (f", and {ignore} to ignore" if ignore is not None else "")
         )
     return xp.where(counted, whole, 0).astype(xp.int64), counted
+
+
+def add_rows(xp: Any, sums: Array, index: Array, rows: Array) -> None:
+    """Add rows[i] to sums[index[i]] for every i, also where several go to one place.
+
+    The first rows of all places are added at once, then the second ones, and so on: ``add.at``
+    goes number by number.
+    """
+    order = xp.argsort(index, kind="stable")
+    places = index[order]
+    turn = xp.arange(len(order)) - xp.searchsorted(places, places)
+    order = order[xp.argsort(turn, kind="stable")]
+    start = 0
+    for count in xp.bincount(turn).tolist():
+        chosen = order[start : start + count]
+        sums[index[chosen]] += rows[chosen]
+        start += count

@@ -19,6 +19,9 @@ Pair = tuple[int, int]
 LOWEST = -float(np.finfo(np.float32).max)
 """What an empty window's maximum is: Caffe's -FLT_MAX."""
 
+PART = 1 << 16
+"""How many numbers of the image are pooled at a time."""
+
 
 @dataclass(frozen=True)
 class PoolingGeometry:
@@ -120,43 +123,60 @@ class PlanePooling:
     def _maximum(self, x: Array, y: Array) -> None:
         # The first maximum in row order wins: the first column within each row, then the first
         # row. NaN never wins.
-        xp, geometry = self._xp, self.geometry
-        height, width = geometry.input
-        planes = len(x)
-        best = xp.full((planes, height, geometry.output[1]), LOWEST, x.dtype)
-        where = xp.full(best.shape, -1, np.int32)
-        positions = xp.arange(height * width, dtype=np.int32).reshape(1, height, width)
-        for offset in self._columns:
-            self._keep_greater(
-                best[:, :, offset.grid],
-                where[:, :, offset.grid],
-                x[:, :, offset.image],
-                positions[:, :, offset.image],
-            )
-        y[...] = LOWEST
-        self.index = xp.full(y.shape, -1, np.int32)
-        for offset in self._rows:
-            self._keep_greater(
-                y[:, offset.grid],
-                self.index[:, offset.grid],
-                best[:, offset.image],
-                where[:, offset.image],
-            )
+        xp = self._xp
+        height, width = self.geometry.input
+        self.index = xp.zeros(y.shape, np.int32)
+        places = xp.arange(1, height * width + 1, dtype=np.int32).reshape(1, height, width)
+        for part in self._parts(len(x)):
+            images, maxima, index = x[part], y[part], self.index[part]
+            best = xp.full((len(images), height, self.geometry.output[1]), LOWEST, x.dtype)
+            where = xp.zeros(best.shape, np.int32)
+            for offset in self._columns:
+                self._keep_greater(
+                    best[:, :, offset.grid],
+                    where[:, :, offset.grid],
+                    images[:, :, offset.image],
+                    places[:, :, offset.image],
+                )
+            maxima[...] = LOWEST
+            for offset in self._rows:
+                self._keep_greater(
+                    maxima[:, offset.grid],
+                    index[:, offset.grid],
+                    best[:, offset.image],
+                    where[:, offset.image],
+                )
+        self.index -= 1
 
-    def _keep_greater(self, best: Array, where: Array, values: Array, positions: Array) -> None:
-        greater = values > best
-        self._xp.copyto(best, values, where=greater)
-        self._xp.copyto(where, positions, where=greater)
+    def _keep_greater(self, best: Array, where: Array, values: Array, places: Array) -> None:
+        # Later places are larger; multiplying by a mask is much faster than copying under one.
+        self._xp.maximum(where, (values > best) * places, out=where)
+        self._xp.fmax(best, values, out=best)
 
     def _maximum_backward(self, dy: Array, dx: Array) -> None:
-        planes, area = len(dx), dx.shape[1] * dx.shape[2]
-        start = self._xp.arange(planes, dtype=np.int64).reshape(planes, 1, 1) * area
-        won = self.index >= 0
-        target = (start + self.index)[won]
-        sums = self._xp.bincount(target, weights=dy[won], minlength=planes * area)
-        dx[...] = sums.reshape(dx.shape)
+        area = math.prod(self.geometry.input)
+        for part in self._parts(len(dx)):
+            images = dx[part]
+            # Every plane gets one number more, in front, for what empty windows pass on.
+            start = self._xp.arange(len(images)).reshape(-1, 1, 1) * (area + 1) + 1
+            sums = self._xp.bincount(
+                (self.index[part] + start).ravel(),
+                weights=dy[part].ravel(),
+                minlength=len(images) * (area + 1),
+            )
+            images[...] = sums.reshape(-1, area + 1)[:, 1:].reshape(images.shape)
+
+    def _parts(self, planes: int) -> list[slice]:
+        """Cut the planes into parts whose numbers stay in the cache."""
+        step = max(1, PART // math.prod(self.geometry.input))
+        return [slice(start, start + step) for start in range(0, planes, step)]
 
     def _average(self, x: Array, y: Array) -> None:
+        if self.geometry.kernel == self.geometry.input and self.geometry.pad == (0, 0):
+            # One window: a product with ones sums several times as fast as sum does.
+            ones = self._xp.ones((math.prod(self.geometry.input), 1), x.dtype)
+            y[...] = (x.reshape(len(x), -1) @ ones).reshape(y.shape) / self._divisors
+            return
         sums = self._xp.zeros((len(x), x.shape[1], self.geometry.output[1]), x.dtype)
         for offset in self._columns:
             sums[:, :, offset.grid] += x[:, :, offset.image]

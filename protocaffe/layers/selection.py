@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocaffe.blob import Blob
 from protocaffe.layers.base import Layer, register
-from protocaffe.layers.labels import bottom_name, whole_numbers
+from protocaffe.layers.labels import add_rows, bottom_name, whole_numbers
 
 
 @register("Filter")
@@ -97,4 +97,4 @@ class BatchReindex(Layer):
         if propagate_down[0]:
             dx = bottom[0].diff
             dx[...] = 0
-            self.xp.add.at(dx, self._index, top[0].diff)
+            add_rows(self.xp, dx, self._index, top[0].diff)

@@ -175,6 +175,19 @@ def test_prelu(shape, shared, in_place, seed):
         check_gradients(runner, rng)
 
 
+@pytest.mark.parametrize("slope", [-2.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bend_whatever_the_slope(slope, in_place):
+    x = np.array([[-3.0, 0.0, 2.0]])
+    expected = [[-3 * slope, 0, 2]]
+    leaky = Runner(f'type: "ReLU" relu_param {{ negative_slope: {slope} }}', x, in_place=in_place)
+    np.testing.assert_array_equal(leaky.forward()[0], expected)
+    learned = Runner(
+        f'type: "PReLU" prelu_param {{ filler {{ value: {slope} }} }}', x, in_place=in_place
+    )
+    np.testing.assert_array_equal(learned.forward()[0], expected)
+
+
 def test_prelu_at_zero_uses_the_slope():
     runner = Runner('type: "PReLU"', np.zeros((1, 1)))
     runner.forward()

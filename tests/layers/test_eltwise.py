@@ -45,6 +45,18 @@ def test_ties_of_the_maximum():
     assert [dx.item() for dx in runner.backward(5)] == [0, 5, 0]
 
 
+def test_maximum_with_nan_is_what_comparisons_in_turn_give():
+    xs = np.array(np.meshgrid([1, 2, np.nan], [1, 2, np.nan], [1, 3, np.nan])).reshape(3, -1)
+    runner = Runner('type: "Eltwise" eltwise_param { operation: MAX }', *xs)
+    expected = np.where(xs[0] > xs[1], xs[0], xs[1])
+    winner = np.where(xs[0] > xs[1], 0, 1)
+    winner[xs[2] > expected] = 2
+    expected = np.where(xs[2] > expected, xs[2], expected)
+    np.testing.assert_array_equal(runner.forward()[0], expected)
+    gradients = runner.backward(np.ones(27))
+    np.testing.assert_array_equal(gradients, winner == np.arange(3)[:, None])
+
+
 def test_the_product_at_zero():
     xs = np.array([0.0]), np.array([3.0])
     runner = Runner('type: "Eltwise" eltwise_param { operation: PROD }', *xs)
