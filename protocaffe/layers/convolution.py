@@ -235,7 +235,7 @@ class ConvolutionBase(Layer):
     def _spread(self, grid: Array, image: Array) -> None:
         """Set image = col2im(transposed W * grid)."""
         weights = self._weights(self.blobs[0].data).swapaxes(1, 2)
-        # With one grid channel per group (depthwise) it is an outer product, which BLAS does slowly.
+        # One grid channel per group (depthwise): an outer product, which BLAS does slowly.
         multiply = self.xp.matmul if weights.shape[2] > 1 else self.xp.multiply
         for images, grids, columns in self._chunks(image, grid):
             multiply(weights, self._rows(grids), out=self._matrix(columns))
