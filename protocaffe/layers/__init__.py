@@ -12,6 +12,7 @@ from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
     inner_product,
     input,  # noqa: A004
     loss,
+    memory,
     normalization,
     pooling,
     python,
