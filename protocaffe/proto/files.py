@@ -65,7 +65,7 @@ def replacing(*paths: StrPath) -> Iterator[list[str]]:
     targets = [os.path.realpath(path) for path in paths]
     devices = [os.path.exists(target) and not os.path.isfile(target) for target in targets]
     names = [
-        target if device else temporary_name(target)
+        target if device else _temporary_name(target)
         for target, device in zip(targets, devices, strict=True)
     ]
     moves = [pair for pair in zip(names, targets, strict=True) if pair[0] != pair[1]]
@@ -87,7 +87,7 @@ def replacing(*paths: StrPath) -> Iterator[list[str]]:
                 os.unlink(name)
 
 
-def temporary_name(target: str) -> str:
+def _temporary_name(target: str) -> str:
     """Return an unused name beside a file."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")

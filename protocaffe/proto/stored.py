@@ -159,15 +159,15 @@ def _skeleton(data: memoryview, path: StrPath, numbers: Numbers) -> StoredLayer:
             layer = _skeleton(value, path, numbers.inner)
     for value in blobs:
         place = len(layer.blobs)
-        try:
-            array = decode_blob(value)
-        except FileError as error:
-            raise FileError(f"{path}: layer '{layer.name}' blob {place}: {error}") from None
-        layer.blobs[place] = _in_memory(array)
+        layer.blobs[place] = _decoded(value, f"{path}: layer '{layer.name}' blob {place}")
     return layer
 
 
-def _in_memory(array: Array) -> StoredBlob:
+def _decoded(data: memoryview, name: str) -> StoredBlob:
+    try:
+        array = decode_blob(data)
+    except FileError as error:
+        raise FileError(f"{name}: {error}") from None
     return StoredBlob(array.shape, lambda: array)
 
 
@@ -184,15 +184,12 @@ def _binary_state(path: StrPath) -> StoredState:
             elif number == 2:
                 state.learned_net = bytes(value).decode("utf-8", "replace")
             elif number == 3:
-                state.history.append(_in_memory(decode_blob(value)))
+                name = f"{path}: history blob {len(state.history)}"
+                state.history.append(_decoded(value, name))
             elif number == 4:
                 state.current_step = varint(value)[0]
     except DamagedError:
         raise damaged(path, kind, content) from None
-    except FileError as error:
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise FileError(f"{path}: history blob {len(state.history)}: {error}") from None
     return _checked_state(state, path)
 
 

@@ -34,6 +34,7 @@ from protocaffe.weights import copy_blob, host_array, save_weights
 HISTORY_NUMBER = caffe_pb2.SolverState.DESCRIPTOR.fields_by_name["history"].number
 
 LEFTOVER = re.compile(r"\..+_iter_\d+\.(caffemodel|solverstate).*\.[0-9a-f]{8}\.tmp")
+"""Temporary files of :func:`~protocaffe.proto.files.replacing` for the files of a snapshot."""
 
 
 @dataclass(frozen=True)
