@@ -1,6 +1,9 @@
 """What ``debug_info: true`` logs: mean absolute values of blobs, parameters and updates.
 
 A net that diverges, or does not learn, shows here which layer does it.
+
+An engine may run a layer that works in place together with the one below; the blob then shows what
+both made of it in the lines of both.
 """
 
 from __future__ import annotations
