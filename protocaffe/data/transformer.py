@@ -38,6 +38,8 @@ class Transformer:
     Attributes:
         color: what encoded images are decoded to: True for colour, False for gray, None for
             the channels they have.
+        mean: the mean image, or one value per channel or for all, (channels, 1, 1); None if
+            nothing is taken off.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Transformer:
         self.scale = np.float32(param.scale)
         self.color = self._forced_color(param)
         self.mean_file = param.mean_file
-        self._mean = self._read_mean(param)
+        self.mean = self._read_mean(param)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return (channels, height, width) of what an image of such a shape becomes."""
@@ -119,10 +121,10 @@ class Transformer:
         height, width = out.shape[-2:]
         window = image[..., y : y + height, x : x + width]
         target = out[..., ::-1] if mirrored else out
-        if self._mean is None:
+        if self.mean is None:
             np.multiply(window, self.scale, out=target)
             return
-        mean = self._mean
+        mean = self.mean
         if self.mean_file:
             mean = mean[:, y : y + height, x : x + width]
         np.subtract(window, mean, out=target)
@@ -159,15 +161,15 @@ class Transformer:
         return np.ascontiguousarray(blob.reshape(shape), np.float32)
 
     def _check_mean(self, shape: tuple[int, int, int]) -> None:
-        if self._mean is None:
+        if self.mean is None:
             return
-        if self.mean_file and self._mean.shape != shape:
+        if self.mean_file and self.mean.shape != shape:
             raise self.error(
-                f"mean_file '{self.mean_file}' has shape {self._mean.shape}, the image "
+                f"mean_file '{self.mean_file}' has shape {self.mean.shape}, the image "
                 f"{shape} (before cropping); the mean must come from images of the same size"
             )
-        if len(self._mean) not in (1, shape[0]):
+        if len(self.mean) not in (1, shape[0]):
             raise self.error(
-                f"{len(self._mean)} mean_values are given for an image with {shape[0]} "
+                f"{len(self.mean)} mean_values are given for an image with {shape[0]} "
                 f"channel(s); give one for all or one per channel"
             )

@@ -17,6 +17,7 @@ from protocaffe.data.database import open_database
 from protocaffe.data.images import ImageFiller, ImageList
 from protocaffe.data.prefetch import Prefetcher
 from protocaffe.data.transformer import Transformer
+from protocaffe.data.windows import CHANNELS, WindowFiller, read_windows, window_batches
 from protocaffe.errors import DataError
 from protocaffe.layers.base import Layer, register
 from protocaffe.log import log
@@ -256,3 +257,57 @@ class ImageData(PrefetchingLayer):
         skipped = int(self.rng.integers(limit))
         log.info("Skipping first %d data points.", skipped)
         return skipped
+
+
+@register("WindowData")
+class WindowData(PrefetchingLayer):
+    """Windows of images, drawn at random for each batch: background first, then foreground.
+
+    The windows file ``source`` has for each image the lines ``# index``, path, channels (3),
+    height, width and number of windows, and then one line per window: label, overlap with an
+    object, x1, y1, x2, y2, corners included. An overlap of at least ``fg_threshold`` makes a
+    window foreground; below ``bg_threshold`` it is background with label 0; others are dropped.
+
+    A window is resized to ``crop_size``. With ``context_pad`` it is grown first, so that
+    this many pixels of the crop on each side show surroundings; what lies outside the image is 0.
+    The mean, ``mirror`` and ``crop_size`` come from ``transform_param``, ``scale`` from
+    ``window_data_param``. Of ``data_param`` only ``prefetch`` counts: how many batches are made
+    ahead, in threads.
+
+    Bottoms: none. Tops: the windows, (batch, 3, crop_size, crop_size), in BGR order; the labels,
+    (batch,).
+    Reference: Caffe's WindowDataLayer.
+
+    Example:
+        layer { name: "data" type: "WindowData" top: "data" top: "label"
+            transform_param { crop_size: 12 mean_value: 128 mirror: true }
+            window_data_param { source: "windows.txt" root_folder: "images/" batch_size: 4
+                fg_fraction: 0.25 context_pad: 2 } }
+
+    Attributes:
+        position: how many windows ``forward`` has given out so far.
+    """
+
+    tops = (2, 2)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().setup(bottom, top)
+        options = self.param.window_data_param
+        self.batch_size = options.batch_size
+        if self.batch_size < 1:
+            raise self.error("window_data_param needs a batch_size of at least 1")
+        if not options.source:
+            raise self.error("window_data_param needs a source: a list of images and windows")
+        seed = int(self.rng.integers(2**63))
+        try:
+            transformer = Transformer(self.param.transform_param, self.phase)
+            windows = read_windows(options.source, options.fg_threshold, options.bg_threshold)
+            self._filler = WindowFiller(windows, options, transformer, seed)
+        except DataError as error:
+            raise self.error(str(error)) from None
+        log.info("Number of images: %d", len(windows.images))
+        self._shape = CHANNELS, transformer.crop_size, transformer.crop_size
+        self._log_size()
+
+    def _raw_batches(self) -> Iterator[RawBatch[Any]]:
+        return window_batches(self.batch_size, self.position)

@@ -51,6 +51,8 @@ def example_files(tmp_path, monkeypatch):
     Path("train_list.txt").write_text("train.h5\n")
     shutil.copytree(GOLDEN / "data/images", "images")
     shutil.copy(GOLDEN / "data/list.txt", "images.txt")
+    windows = ["# 0", "im00.jpg", "3", "32", "32", "2", "1 0.9 4 4 20 20", "1 0.1 0 0 9 9"]
+    Path("windows.txt").write_text("\n".join(windows))
     Path("my_layers.py").write_text(
         "from protocaffe import Layer\n"
         "class Multiply(Layer):\n"
