@@ -27,6 +27,8 @@ COMMANDS = {
     "layers": "list the layer types, or explain one",
     "convert_imageset": "make a database from a list of images",
     "compute_image_mean": "average the images of a database",
+    "extract_features": "store what blobs of a net hold in databases",
+    "parse_log": "make tables of the log of a training",
     "upgrade_net_proto_text": "bring the text of a net to the current format",
     "upgrade_net_proto_binary": "bring a binary net to the current format",
     "upgrade_solver_proto_text": "bring the text of a solver to the current format",
