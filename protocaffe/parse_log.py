@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -73,10 +74,10 @@ def parse_log(lines: Iterable[str], name: str = "log") -> tuple[list[Row], list[
     if start is None:
         raise DataError(f"{name}: has no line with 'Solving'; expected the log of a training")
     tables = list(rows["Train"].values()), list(rows["Test"].values())
-    for table in tables:
-        for row in table:
-            known = [each for each in rates if each <= row.iteration]
-            row.rate = rates[max(known)] if known else ""
+    known = sorted(rates)
+    for row in (*tables[0], *tables[1]):
+        if place := bisect_right(known, row.iteration):
+            row.rate = rates[known[place - 1]]
     return tables
 
 
