@@ -4,53 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protocaffe.assembly import Assembly, LearnableParam, fill_loss_weights, guarded
 from protocaffe.blob import Blob
 from protocaffe.debug import log_backward, log_forward, log_norms
 from protocaffe.engines import Engine, LayerNode, Plan, get_engine
-from protocaffe.errors import NetError, ProtocaffeError, UsageError
+from protocaffe.errors import NetError, UsageError
 from protocaffe.graph import Graph, build_graph, merge_state
 from protocaffe.graph.backward import BackwardFacts, decide_backward
-from protocaffe.layers import Layer, create_layer
-from protocaffe.log import log, number
+from protocaffe.layers import Layer
+from protocaffe.log import log
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.files import replacing
 from protocaffe.proto.stored import is_hdf5
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.weights import encode_layer, load_weights, save_weights
-
-AUTOMATIC_TOP = "(automatic)"
-"""The name of the top that a loss layer gets when the prototxt gives it none."""
-
-
-@dataclass
-class LearnableParam:
-    """A parameter as the solver sees it; shared ones appear once.
-
-    Attributes:
-        blob: data and diff.
-        lr_mult: factor on the learning rate.
-        decay_mult: factor on the weight decay.
-        name: its name in the prototxt, or an empty string.
-        layer: name of the layer that owns it.
-        index: its place among that layer's parameters.
-        written: which of the two multipliers the prototxt gives explicitly.
-    """
-
-    blob: Blob
-    lr_mult: float
-    decay_mult: float
-    name: str
-    layer: str
-    index: int
-    written: set[str] = field(default_factory=set)
 
 
 class Net:
@@ -106,9 +80,6 @@ class Net:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
-        self._seed = (
-            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        )
         text, where = _read(source)
         if state is None:
             full_state = merge_state(text, phase, level, stages)
@@ -119,21 +90,20 @@ class Net:
         self.graph = _graph(text, where, full_state)
         self.name: str = self.graph.name
         self.phase = int(self.graph.state.phase)
-        self.layers: list[Layer] = []
-        self.layer_names: list[str] = []
-        self.bottoms: list[list[Blob]] = []
-        self.tops: list[list[Blob]] = []
-        self.blobs: dict[str, Blob] = {}
-        self.params: dict[str, list[Blob]] = {}
-        self.learnable: list[LearnableParam] = []
-        self.blob_loss_weights: dict[str, float] = {}
+        assembly = Assembly(xp=self.engine.xp, dtype=self.dtype, seed=seed)
+        for node in self.graph.nodes:
+            assembly.add(node)
+        self.layers: list[Layer] = assembly.layers
+        self.layer_names: list[str] = [layer.name for layer in self.layers]
+        self.bottoms: list[list[Blob]] = assembly.bottoms
+        self.tops: list[list[Blob]] = assembly.tops
+        self.blobs: dict[str, Blob] = assembly.blobs
+        self.params: dict[str, list[Blob]] = assembly.params
+        self.learnable: list[LearnableParam] = assembly.learnable
+        self.blob_loss_weights: dict[str, float] = assembly.loss_weights
         self.inputs: list[str] = self.graph.inputs
         self.outputs: list[str] = self.graph.outputs
-        self._owners: dict[str, LearnableParam] = {}
-        self._top_names: list[list[str]] = []
-        self._bytes = 0
-        for index in range(len(self.graph.nodes)):
-            self._add_layer(index)
+        self._top_names: list[list[str]] = assembly.top_names
         self._nodes = self._decide_backward()
         self._log_summary()
         if shared is not None:
@@ -168,7 +138,7 @@ class Net:
         plan = self._plan or self._ready()
         plan.forward_layer(index)
         if self.layers[index].dynamic and self._shapes_changed():
-            _fill_loss_weights(self.layers[index], self.tops[index])
+            fill_loss_weights(self.layers[index], self.tops[index])
             self._reshape_from(index + 1)
         if self.debug_info:
             log_forward(self.layers[index], self._top_names[index], self.tops[index])
@@ -257,102 +227,6 @@ class Net:
 
     # -- building ------------------------------------------------------------------------
 
-    def _add_layer(self, index: int) -> None:
-        node = self.graph.nodes[index]
-        param = node.param
-        log.info("Creating layer %s", param.name)
-        layer = create_layer(
-            param,
-            node.where,
-            phase=param.phase,
-            xp=self.engine.xp,
-            rng=np.random.default_rng(self._child_seed(index)),
-            dtype=self.dtype,
-        )
-        log.info("Creating Layer %s", param.name)
-        self.layers.append(layer)
-        self.layer_names.append(param.name)
-        self.bottoms.append(self._find_bottoms(layer, node.bottoms))
-        names = self._name_tops(layer, node.tops)
-        self._top_names.append(names)
-        self.tops.append(self._make_tops(layer, node.bottoms, names))
-        layer.check_counts(len(node.bottoms), len(names))
-        _guarded(layer, layer.setup, self.bottoms[-1], self.tops[-1])
-        _guarded(layer, layer.reshape, self.bottoms[-1], self.tops[-1])
-        self._weigh_tops(layer, names)
-        self._log_shapes(layer)
-        self._add_params(layer)
-
-    def _child_seed(self, index: int) -> np.random.SeedSequence:
-        key = (*self._seed.spawn_key, index)
-        return np.random.SeedSequence(self._seed.entropy, spawn_key=key)
-
-    def _find_bottoms(self, layer: Layer, names: Sequence[str]) -> list[Blob]:
-        for name in names:
-            log.info("%s <- %s", layer.name, name)
-        return [self.blobs[name] for name in names]
-
-    def _name_tops(self, layer: Layer, names: Sequence[str]) -> list[str]:
-        missing = type(layer).tops[0] - len(names) if layer.is_loss else 0
-        return [*names, *[AUTOMATIC_TOP] * missing]
-
-    def _make_tops(self, layer: Layer, bottoms: Sequence[str], names: list[str]) -> list[Blob]:
-        tops = []
-        for index, name in enumerate(names):
-            if index < len(bottoms) and bottoms[index] == name:
-                if not layer.in_place:
-                    raise layer.error(
-                        f"cannot work in place (top '{name}' is also its bottom); "
-                        f"give the top a name of its own"
-                    )
-                log.info("%s -> %s (in-place)", layer.name, name)
-                tops.append(self.blobs[name])
-                continue
-            log.info("%s -> %s", layer.name, name)
-            self.blobs[name] = Blob(dtype=self.dtype)
-            self.blob_loss_weights[name] = 0.0
-            tops.append(self.blobs[name])
-        return tops
-
-    def _weigh_tops(self, layer: Layer, names: Sequence[str]) -> None:
-        weights = list(layer.param.loss_weight)
-        if layer.is_loss and not weights:
-            weights = [1.0] + [0.0] * (len(names) - 1)
-        if weights and len(weights) != len(names):
-            raise layer.error(
-                f"has {len(names)} top(s) but {len(weights)} loss_weight(s); "
-                f"give one per top or none"
-            )
-        layer.loss_weights = weights or [0.0] * len(names)
-        for name, weight in zip(names, layer.loss_weights, strict=True):
-            if weight:
-                self.blob_loss_weights[name] = weight
-        _fill_loss_weights(layer, self.tops[-1])
-
-    def _add_params(self, layer: Layer) -> None:
-        specs = layer.param.param
-        if len(specs) > len(layer.blobs):
-            raise layer.error(
-                f"has {len(specs)} param entries but only {len(layer.blobs)} parameter blob(s)"
-            )
-        if layer.blobs:
-            self.params[layer.name] = layer.blobs
-        layer.param_propagate_down = []
-        for index, blob in enumerate(layer.blobs):
-            spec = specs[index] if index < len(specs) else caffe_pb2.ParamSpec()
-            layer.param_propagate_down.append(spec.lr_mult != 0)
-            owner = self._owners.get(spec.name) if spec.name else None
-            if owner is not None:
-                _share(layer, blob, spec, owner)
-                continue
-            learnable = LearnableParam(
-                *(blob, spec.lr_mult, spec.decay_mult, spec.name, layer.name, index),
-                written={name for name in ("lr_mult", "decay_mult") if spec.HasField(name)},
-            )
-            self.learnable.append(learnable)
-            if spec.name:
-                self._owners[spec.name] = learnable
-
     def _decide_backward(self) -> list[LayerNode[Layer]]:
         facts = [
             BackwardFacts(
@@ -413,8 +287,8 @@ class Net:
         for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
             start:
         ]:
-            _guarded(layer, layer.reshape, bottoms, tops)
-            _fill_loss_weights(layer, tops)
+            guarded(layer, layer.reshape, bottoms, tops)
+            fill_loss_weights(layer, tops)
         self._planned_shapes = self._free_shapes()
         self._plan = self.engine.plan(self._nodes)
         return self._plan
@@ -428,16 +302,6 @@ class Net:
         return loss
 
     # -- log -----------------------------------------------------------------------------
-
-    def _log_shapes(self, layer: Layer) -> None:
-        log.info("Setting up %s", layer.name)
-        for top, weight in zip(self.tops[-1], layer.loss_weights, strict=True):
-            extents = "".join(f"{extent} " for extent in top.shape)
-            log.info("Top shape: %s(%d)", extents, top.count)
-            if weight:
-                log.info("    with loss weight %s", number(weight))
-            self._bytes += top.count * self.dtype.itemsize
-        log.info("Memory required for data: %d", self._bytes)
 
     def _log_summary(self) -> None:
         for node in reversed(self._nodes):
@@ -474,49 +338,3 @@ def _file_list(weights: str | Path | Sequence[str | Path] | None) -> list[str | 
     if isinstance(weights, str):
         return list(weights.split(","))
     return [weights] if isinstance(weights, Path) else list(weights)
-
-
-def _guarded(layer: Layer, method: Any, *arguments: Any) -> None:
-    """Call a layer's method; errors that do not name the layer yet get its name."""
-    try:
-        method(*arguments)
-    except ProtocaffeError as error:
-        if f"layer '{layer.name}'" in str(error):
-            raise
-        raise type(error)(str(layer.error(str(error)))) from error
-
-
-def _fill_loss_weights(layer: Layer, tops: Sequence[Blob]) -> None:
-    """Put the weights into the tops' diffs, where loss layers look for them."""
-    for top, weight in zip(tops, layer.loss_weights, strict=True):
-        if weight:
-            top.diff_storage.host_overwrite().fill(weight)
-
-
-def _share(layer: Layer, blob: Blob, spec: caffe_pb2.ParamSpec, owner: LearnableParam) -> None:
-    """Make a parameter use its owner's memory, and settle the multipliers between them."""
-    permissive = spec.share_mode == caffe_pb2.ParamSpec.PERMISSIVE
-    mine, theirs = (blob.count, owner.blob.count) if permissive else (blob.shape, owner.blob.shape)
-    if mine != theirs:
-        raise layer.error(
-            f"cannot share parameter '{spec.name}' with layer '{owner.layer}': shape "
-            f"{blob.shape} here, {owner.blob.shape} there"
-            + (
-                " (PERMISSIVE sharing needs equal counts)"
-                if permissive
-                else " (share_mode: PERMISSIVE accepts equal counts)"
-            )
-        )
-    blob.share_data(owner.blob)
-    blob.share_diff(owner.blob)
-    for name in ("lr_mult", "decay_mult"):
-        if not spec.HasField(name):
-            continue
-        value, known = getattr(spec, name), getattr(owner, name)
-        if name in owner.written and known != value:
-            raise layer.error(
-                f"gives shared parameter '{spec.name}' {name} {value:g}, but layer "
-                f"'{owner.layer}' gives it {known:g}; they must agree"
-            )
-        setattr(owner, name, value)
-        owner.written.add(name)

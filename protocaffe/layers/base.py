@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from protocaffe.blob import Blob
 from protocaffe.errors import LayerError, NetError, did_you_mean
-from protocaffe.layers.fillers import fill
+from protocaffe.layers.fillers import check_filler, fill
 from protocaffe.proto import caffe_pb2
 
 Bounds = tuple[int, int | None]
@@ -46,6 +46,8 @@ class Layer:
         rng: this layer's own random numbers, seeded by the net.
         dtype: the NumPy type of all blobs.
         where: ``file:line`` of the layer, for messages.
+        dry: whether it is set up for its shapes alone: ``add_blob`` does not fill, and ``setup``
+            must not write files.
     """
 
     bottoms: ClassVar[Bounds] = (0, None)
@@ -69,6 +71,7 @@ class Layer:
         rng: np.random.Generator | None = None,
         dtype: npt.DTypeLike = np.float32,
         where: str = "",
+        dry: bool = False,
     ) -> None:
         self.param = param
         self.name: str = param.name
@@ -78,6 +81,7 @@ class Layer:
         self.rng = rng if rng is not None else np.random.default_rng()
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.where = where
+        self.dry = dry
         self.blobs: list[Blob] = []
         self.param_propagate_down: list[bool] = []
         self.loss_weights: list[float] = []
@@ -122,9 +126,16 @@ class Layer:
     ) -> Blob:
         """Append a learnable blob, filled by ``filler`` (constant 0 without one)."""
         blob = Blob(shape, self.dtype)
-        fill(blob, filler or caffe_pb2.FillerParameter(), self.rng, self.error)
+        self.fill_blob(blob, filler or caffe_pb2.FillerParameter())
         self.blobs.append(blob)
         return blob
+
+    def fill_blob(self, blob: Blob, filler: caffe_pb2.FillerParameter) -> None:
+        """Set the blob's data by a filler; in a dry layer, only check that it can be done."""
+        if self.dry:
+            check_filler(filler, blob.shape, self.error)
+        else:
+            fill(blob, filler, self.rng, self.error)
 
     def error(self, message: str) -> LayerError:
         """Return an error that names this layer and where it stands in the prototxt."""

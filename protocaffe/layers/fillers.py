@@ -60,17 +60,22 @@ def fill(blob: Blob, filler: FillerParameter, rng: np.random.Generator, error: E
         rng: where random values come from.
         error: makes the exception for an unknown or impossible filler.
     """
+    check_filler(filler, blob.shape, error)
+    if blob.count:
+        host = blob.data_storage.host_overwrite().reshape(blob.shape)
+        host[...] = _FILLERS[filler.type](filler, blob.shape, Random(rng, blob.dtype))
+
+
+def check_filler(filler: FillerParameter, shape: tuple[int, ...], error: ErrorMaker) -> None:
+    """Raise what ``error`` makes if there is no such filler or it cannot fill this shape."""
     if filler.type not in _FILLERS:
         raise error(
             f"unknown filler '{filler.type}'{did_you_mean(filler.type, _FILLERS)} "
             f"(known fillers: {', '.join(_FILLERS)})"
         )
-    problem = _problem(filler, blob.shape)
+    problem = _problem(filler, shape)
     if problem:
         raise error(f"{filler.type} filler: {problem}")
-    if blob.count:
-        host = blob.data_storage.host_overwrite().reshape(blob.shape)
-        host[...] = _FILLERS[filler.type](filler, blob.shape, Random(rng, blob.dtype))
 
 
 def _problem(filler: FillerParameter, shape: tuple[int, ...]) -> str | None:

@@ -97,6 +97,8 @@ class HDF5Output(Layer):
         self.path = self.param.hdf5_output_param.file_name
         if not self.path:
             raise self.error("hdf5_output_param needs a file_name")
+        if self.dry:
+            return
         try:
             create_file(self.path)
         except DataError as error:

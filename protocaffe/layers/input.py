@@ -7,7 +7,6 @@ from typing import ClassVar, TypeVar
 
 from protocaffe.blob import Blob
 from protocaffe.layers.base import Bounds, Layer, register
-from protocaffe.layers.fillers import fill
 from protocaffe.proto.caffe_pb2 import DummyDataParameter, FillerParameter
 
 T = TypeVar("T")
@@ -82,14 +81,14 @@ class DummyData(Source):
         for blob, shape in zip(top, self._shapes(param, len(top)), strict=True):
             blob.reshape(shape)
         for blob, filler in zip(top, fillers, strict=True):
-            fill(blob, filler, self.rng, self.error)
+            self.fill_blob(blob, filler)
         self._refilled = [
             (index, filler) for index, filler in enumerate(fillers) if filler.type != "constant"
         ]
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         for index, filler in self._refilled:
-            fill(top[index], filler, self.rng, self.error)
+            self.fill_blob(top[index], filler)
 
     def _shapes(self, param: DummyDataParameter, num_tops: int) -> list[tuple[int, ...]]:
         legacy = {name: getattr(param, name) for name in ("num", "channels", "height", "width")}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Array
 from protocaffe.engines.base import AdamSettings
-from protocaffe.net import LearnableParam
 from protocaffe.solvers.adagrad import divide_by_root
 from protocaffe.solvers.elementwise import ElementwiseSolver, blend
 

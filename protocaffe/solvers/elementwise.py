@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Array
-from protocaffe.net import LearnableParam
 from protocaffe.solvers.solver import Solver
 
 CHUNK = 1 << 14

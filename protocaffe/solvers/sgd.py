@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Array
 from protocaffe.engines.base import MomentumUpdate
-from protocaffe.net import LearnableParam
 from protocaffe.solvers.elementwise import ElementwiseSolver
 
 

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob
 from protocaffe.debug import log_update
 from protocaffe.engines import Engine, get_engine
 from protocaffe.errors import FileError, SolverError
 from protocaffe.log import log, number
-from protocaffe.net import LearnableParam, Net
+from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.stored import stored_state
 from protocaffe.proto.text import format_text, read_solver
