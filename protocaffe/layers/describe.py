@@ -115,7 +115,7 @@ def describe_message(message: str, name: str = "") -> Settings:
         Field(
             *(
                 field.name,
-                _type(descriptor, field),
+                _type(field),
                 field.type == FieldDescriptorProto.TYPE_MESSAGE,
             ),
             label=_lower(FieldDescriptorProto.Label.Name(field.label)),
@@ -146,11 +146,11 @@ def _message(name: str) -> DescriptorProto:
     return message
 
 
-def _type(message: DescriptorProto, field: FieldDescriptorProto) -> str:
+def _type(field: FieldDescriptorProto) -> str:
     if field.type == FieldDescriptorProto.TYPE_ENUM:
-        enums = {enum.name: [value.name for value in enum.value] for enum in message.enum_type}
-        enums["Phase"] = caffe_pb2.Phase.keys()
-        return "|".join(enums[_base(field)])
+        *_, outer, name = field.type_name.split(".")
+        place = caffe_pb2 if outer == "caffe" else getattr(caffe_pb2, outer)
+        return "|".join(getattr(place, name).keys())
     if field.type == FieldDescriptorProto.TYPE_MESSAGE:
         return _base(field)
     return _lower(FieldDescriptorProto.Type.Name(field.type))
