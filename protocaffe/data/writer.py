@@ -1,22 +1,15 @@
-"""Databases built for writing: out of sight until they are complete.
-
-A writer fills a folder beside the final one, named ``NAME.partial-...``, and renames it at the
-end. So the final name holds either a whole database or what was there before, whatever happens
-in between. The folder of a writer that was killed is removed by the next one of that name.
-"""
+"""Databases built for writing: out of sight until they are complete."""
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from protocaffe.data.aside import FolderAside
 from protocaffe.data.database import Record, import_plyvel
 from protocaffe.errors import DataError
 from protocaffe.log import log
@@ -41,20 +34,13 @@ class DatabaseWriter(ABC):
     max_key_size: ClassVar[int | None] = None
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        self.path = os.fspath(path).rstrip("/")
-        self.force = force
-        if os.path.lexists(self.path) and not force:
-            raise DataError(
-                f"'{self.path}' exists already; remove it, choose another name, or overwrite it "
-                f"with force (--force on the command line)"
-            )
-        self._remove_leftovers()
         self._pending: list[Record] = []
         self._pending_bytes = 0
         self._handle: Any = None
-        self._folder, self._lock = self._make_folder()
+        self._aside = FolderAside(path, force=force)
+        self.path = self._aside.path
         try:
-            self._handle = self._create(self._folder)
+            self._handle = self._create(self._aside.folder)
         except BaseException:
             self.abort()
             raise
@@ -70,7 +56,7 @@ class DatabaseWriter(ABC):
         try:
             self.commit()
             self._close()
-            self._rename()
+            self._aside.finish()
         except BaseException:
             self.abort()
             raise
@@ -89,7 +75,7 @@ class DatabaseWriter(ABC):
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a file of that name beside the database's own."""
-        with open(os.path.join(self._folder, name), "wb") as file:
+        with open(os.path.join(self._aside.folder, name), "wb") as file:
             file.write(content)
 
     def commit(self) -> None:
@@ -104,8 +90,7 @@ class DatabaseWriter(ABC):
         self._pending.clear()
         with suppress(DataError):  # why it is given up is known already
             self._close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._unlock()
+        self._aside.discard()
 
     @abstractmethod
     def _create(self, folder: str) -> Any:
@@ -118,51 +103,6 @@ class DatabaseWriter(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Bring everything to the disk and close the handle; nothing if it is closed."""
-
-    def _make_folder(self) -> tuple[str, int]:
-        folder = f"{self.path}.partial-{os.getpid()}"
-        try:
-            os.mkdir(folder)
-            lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process dies
-        except OSError as error:
-            raise DataError(
-                f"database '{self.path}' cannot be made: {error.strerror} ('{folder}')"
-            ) from error
-        return folder, lock
-
-    def _remove_leftovers(self) -> None:
-        for folder in glob.glob(f"{glob.escape(self.path)}.partial-*"):
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # another writer is at work there
-            finally:
-                os.close(lock)
-            log.warning("Removing %s, left behind by an interrupted run", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _rename(self) -> None:
-        old = f"{self._folder}-old"
-        try:
-            if self.force and os.path.lexists(self.path):
-                os.rename(self.path, old)
-            os.rename(self._folder, self.path)
-            if os.path.isdir(old) and not os.path.islink(old):
-                shutil.rmtree(old)
-            elif os.path.lexists(old):
-                os.remove(old)
-        except OSError as error:
-            raise DataError(
-                f"database '{self.path}' cannot be put in place: {error.strerror}"
-            ) from error
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
 
 class LmdbWriter(DatabaseWriter):

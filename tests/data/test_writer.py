@@ -170,5 +170,5 @@ def test_a_key_that_is_too_long(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path, backend):
-    with pytest.raises(DataError, match=r"cannot be made: No such file or directory"):
+    with pytest.raises(DataError, match=r"db' cannot be made: there is no folder '.*none'$"):
         create_database(tmp_path / "none" / "db", backend)

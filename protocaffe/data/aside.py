@@ -1,0 +1,134 @@
+"""Folders built aside: out of sight until they are complete.
+
+What becomes the folder ``NAME`` is filled as ``NAME.partial-...`` and renamed at the end. So the
+final name holds either the whole of it or what was there before. What a run that was killed leaves
+behind is removed by the next one of that name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+
+from protocaffe.errors import DataError
+from protocaffe.log import log
+from protocaffe.proto.files import StrPath
+
+
+class FolderAside:
+    """A folder to be filled; use it in a ``with`` statement, which finishes or forgets it.
+
+    Args:
+        path: its final name.
+        force: whether to replace what is there already.
+
+    Attributes:
+        path: see above, without a slash at the end.
+        folder: where to write.
+
+    Raises:
+        DataError: there is something at ``path`` already, or the folder cannot be made.
+    """
+
+    def __init__(self, path: StrPath, *, force: bool = False) -> None:
+        self.path = os.fspath(path).rstrip("/")
+        self._force = force
+        self._remove_leftovers()
+        if os.path.lexists(self.path) and not force:
+            raise DataError(
+                f"'{self.path}' exists already; remove it, choose another name, or overwrite it "
+                f"with force (--force on the command line)"
+            )
+        self.folder = f"{self.path}.partial-{os.getpid()}"
+        self._lock = self._make()
+
+    def __enter__(self) -> FolderAside:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.discard()
+            return
+        try:
+            self.finish()
+        except BaseException:
+            self.discard()
+            raise
+
+    def finish(self) -> None:
+        """Give the folder its final name.
+
+        Raises:
+            DataError: that cannot be done.
+        """
+        old = f"{self.path}.replaced-{os.getpid()}"
+        try:
+            if self._force and os.path.lexists(self.path):
+                os.rename(self.path, old)
+            try:
+                os.rename(self.folder, self.path)
+            except OSError:
+                if os.path.lexists(old):
+                    os.rename(old, self.path)
+                raise
+        except OSError as error:
+            raise DataError(f"'{self.path}' cannot be put in place: {error.strerror}") from error
+        _remove(old)
+        self._unlock()
+
+    def discard(self) -> None:
+        """Remove what was written so far; the final name is not touched."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._unlock()
+
+    def _make(self) -> int:
+        """Make the folder and return the handle of its lock."""
+        parent = os.path.dirname(self.path)
+        if parent and not os.path.isdir(parent):
+            raise DataError(f"'{self.path}' cannot be made: there is no folder '{parent}'")
+        try:
+            os.mkdir(self.folder)
+            lock = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if the process dies
+        except OSError as error:
+            raise DataError(f"'{self.path}' cannot be made: {error.strerror}") from error
+        return lock
+
+    def _remove_leftovers(self) -> None:
+        for folder in glob.glob(f"{glob.escape(self.path)}.partial-*"):
+            if _is_abandoned(folder):
+                log.warning("Removing %s, left behind by an interrupted run", folder)
+                _remove(folder)
+        for old in glob.glob(f"{glob.escape(self.path)}.replaced-*"):
+            if os.path.lexists(self.path):
+                _remove(old)
+            else:  # the run ended before the new one was in its place
+                log.warning("Renaming %s back to %s", old, self.path)
+                os.rename(old, self.path)
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _is_abandoned(folder: str) -> bool:
+    """Tell whether no running process fills the folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _remove(path: str) -> None:
+    """Remove a folder with all that is in it, a file or a link; nothing if there is none."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.remove(path)

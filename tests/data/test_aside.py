@@ -1,0 +1,67 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from protocaffe.data.aside import FolderAside
+from protocaffe.errors import DataError
+
+
+def test_the_name_appears_at_the_end(tmp_path):
+    with FolderAside(f"{tmp_path}/new/") as aside:
+        assert os.listdir(tmp_path) == [os.path.basename(aside.folder)]
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_two_at_once_for_one_name(tmp_path):
+    with FolderAside(tmp_path / "new") as first:
+        with pytest.raises(DataError, match="new' cannot be made: File exists"):
+            FolderAside(tmp_path / "new")
+        assert os.path.isdir(first.folder)
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_what_cannot_be_replaced_stays(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").write_text("old")
+    with (
+        pytest.raises(DataError, match="new' cannot be put in place: No such file"),
+        FolderAside(tmp_path / "new", force=True) as aside,
+    ):
+        os.rmdir(aside.folder)
+    assert os.listdir(tmp_path) == ["new"]
+    assert (tmp_path / "new" / "file").read_text() == "old"
+
+
+KILLED = """
+import os, signal, sys
+from protocaffe.data import aside
+rename = os.rename
+def rename_once(*names):
+    rename(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.rename = rename_once
+with aside.FolderAside(sys.argv[1], force=True):
+    pass
+"""
+
+
+def test_killed_between_two_renames(tmp_path):
+    """The old folder has been moved away, the new one is not in its place: the old comes back."""
+    path = tmp_path / "new"
+    path.mkdir()
+    (path / "file").write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED, path])
+    assert not path.exists()
+    with pytest.raises(DataError, match="exists already"):
+        FolderAside(path)
+    assert os.listdir(tmp_path) == ["new"]
+    assert (path / "file").read_text() == "old"
+
+
+def test_killed_before_the_old_one_is_removed(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new.replaced-1").mkdir()
+    with FolderAside(tmp_path / "new", force=True):
+        assert "new.replaced-1" not in os.listdir(tmp_path)
