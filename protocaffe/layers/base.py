@@ -86,6 +86,11 @@ class Layer:
         self.param_propagate_down: list[bool] = []
         self.loss_weights: list[float] = []
 
+    @classmethod
+    def variant(cls, param: caffe_pb2.LayerParameter) -> type[Layer]:
+        """Return the class that runs these settings, where one type name means several layers."""
+        return cls
+
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Read and check the parameters; make the learnable blobs."""
 
@@ -220,7 +225,7 @@ def create_layer(param: caffe_pb2.LayerParameter, where: str = "", **kwargs: Any
         NetError: the type is unknown; the message names the layer and where it stands.
     """
     try:
-        found = layer_class(param.type)
+        found = layer_class(param.type).variant(param)
     except NetError as error:
         place = f"{where}: " if where else ""
         raise NetError(f"{place}layer '{param.name}': {error}") from None
