@@ -2,7 +2,8 @@
 
 A command is a module of this package, imported when it is called: its docstring is the help
 text, ``FLAGS`` a list of :class:`~protocaffe.cli.flags.Flag`, and ``run(flags) -> int`` does the
-work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+work and returns the exit code. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by
+Ctrl-C, 143 ended by SIGTERM (128 + the signal's number, as shells count).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from types import ModuleType
 
+from protocaffe.cli.ending import Terminated, orderly_ends
 from protocaffe.cli.flags import parse
 from protocaffe.errors import ProtocaffeError, UsageError, did_you_mean
 from protocaffe.log import init_log
@@ -24,6 +27,7 @@ COMMANDS = {
     "test": "run a trained net over its test data",
     "time": "measure how long each layer of a net takes",
     "device_query": "print what this machine can compute with",
+    "summary": "show shapes, parameters and multiply-adds of a net",
     "layers": "list the layer types, or explain one",
     "convert_imageset": "make a database from a list of images",
     "compute_image_mean": "average the images of a database",
@@ -36,7 +40,8 @@ COMMANDS = {
 
 FAILED = 1
 WRONG_USAGE = 2
-INTERRUPTED = 130
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
 BROKEN_PIPE = 141
 """What a shell reports for a program that SIGPIPE ended."""
 
@@ -50,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     called = " ".join(["protocaffe", *words[:1]])
     try:
-        code = _dispatch(words)
+        with orderly_ends():
+            code = _dispatch(words)
         sys.stdout.flush()
         return code
     except UsageError as error:
@@ -61,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Terminated as end:
+        return SIGNALLED + end.number
     except BrokenPipeError:
         _close_pipes()
         return BROKEN_PIPE

@@ -34,6 +34,7 @@ class Flag:
             or bool).
         required: whether the command makes no sense without it.
         positional: whether it is a word of its own, ``VALUE``, instead of ``--name=VALUE``.
+        many: whether it is one or more words of its own; its value is a list of strings.
         choices: the only values it takes, if they are few.
         at_least: the smallest number it takes.
     """
@@ -43,6 +44,7 @@ class Flag:
     default: str | int | float | bool = ""
     required: bool = False
     positional: bool = False
+    many: bool = False
     choices: tuple[str, ...] = ()
     at_least: float = -math.inf
 
@@ -85,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         kind = _kind(flag)
         choices = flag.choices or None
         if flag.positional:
-            nargs = None if flag.required else "?"
+            nargs = "+" if flag.many else None if flag.required else "?"
             self.add_argument(
                 flag.name, nargs=nargs, type=kind, default=flag.default, choices=choices
             )
@@ -175,7 +177,8 @@ def _switch(text: str) -> bool:
 
 def _spelling(flag: Flag) -> str:
     if flag.positional:
-        return flag.name.upper() if flag.required else f"[{flag.name.upper()}]"
+        name = flag.name.upper() + ("..." if flag.many else "")
+        return name if flag.required else f"[{name}]"
     if isinstance(flag.default, bool):
         return f"--[no]{flag.name}"
     if flag.choices:

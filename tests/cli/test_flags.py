@@ -131,3 +131,12 @@ def test_help_is_plain_and_complete(word, capsys):
     assert "the image folder (required)" in text
     for flag in FLAGS:
         assert flag.help in text
+
+
+def test_many_words():
+    logs = Flag("logs", "what to plot", positional=True, required=True, many=True)
+    words = ["a.log", "b.log"]
+    values = parse("protocaffe try", "Try things.", [FLAGS[0], logs], ["ROOT", *words])
+    assert (values.root, values.logs) == ("ROOT", words)
+    with pytest.raises(UsageError, match="logs"):
+        parse("protocaffe try", "Try things.", [FLAGS[0], logs], ["ROOT"])

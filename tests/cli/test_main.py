@@ -5,6 +5,7 @@ import types
 import pytest
 
 from protocaffe import cli, errors
+from protocaffe.cli.ending import Terminated
 from protocaffe.cli.flags import Flag
 
 
@@ -40,6 +41,7 @@ def raising(error):
         (errors.NetError("layer 'x': no"), 1, "protocaffe attempt: layer 'x': no\n"),
         (errors.UsageError("not both"), 2, "protocaffe attempt: not both\n"),
         (KeyboardInterrupt(), 130, ""),
+        (Terminated(15), 143, ""),
     ],
 )
 def test_errors_become_one_message_and_a_code(attempt, capsys, error, code, message):
