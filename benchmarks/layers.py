@@ -227,7 +227,7 @@ class Numpy:
         self.net = Net(param, caffe_pb2.TRAIN, engine="numpy", seed=1)
         for i, value in enumerate(values):
             self.net.blobs[f"b{i}"].data[...] = value
-        self.net.forward()
+        self.net.run_forward()
         self.index = len(values)  # behind the layers of its bottoms
         self.layer = self.net.layers[self.index]
 

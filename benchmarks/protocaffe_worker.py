@@ -50,12 +50,12 @@ class ProtocaffeTrainer:
 
     def forward(self) -> float:
         """Compute the loss."""
-        return self.net.forward()
+        return self.net.run_forward()
 
     def backward(self) -> None:
         """Compute all gradients."""
         self.net.clear_param_diffs()
-        self.net.backward()
+        self.net.run_backward()
 
     def update(self) -> None:
         """Run the solver's update rule."""

@@ -281,6 +281,23 @@ class Blob:
             )
 
 
+def assign(target: Array, values: npt.ArrayLike, what: str) -> None:
+    """Copy values into an array; they may have fewer axes or extents of 1, but as many rows.
+
+    Raises:
+        NetError: they do not fit; ``what`` says where they should go.
+    """
+    given = np.asarray(values)
+    try:
+        fits = not target.ndim or not given.ndim or given.shape[0] == target.shape[0]
+        if fits:
+            target[...] = given
+            return
+    except ValueError:
+        pass
+    raise NetError(f"{what} has shape {target.shape}; values of shape {given.shape} do not fit")
+
+
 def _checked_shape(shape: Iterable[int]) -> tuple[int, ...]:
     extents = tuple(int(extent) for extent in shape)
     if len(extents) > MAX_AXES:

@@ -27,6 +27,12 @@ class NetError(ProtocaffeError):
     """A net whose layers do not fit together."""
 
 
+class UnknownNameError(NetError, KeyError):
+    """A blob or layer that a net does not have."""
+
+    __str__ = Exception.__str__  # KeyError shows its argument's repr
+
+
 class LayerError(NetError):
     """A layer with wrong parameters, or blobs that it cannot take."""
 

@@ -55,7 +55,7 @@ def extract_features(
         ]
         log.info("Extracting Features")
         for batch in range(1, num_batches + 1):
-            net.forward()
+            net.run_forward()
             for i, (name, writer) in enumerate(zip(blobs, writers, strict=True)):
                 for value in _datums(net.blobs[name]):
                     writer.put(b"%010d" % counts[i], value)

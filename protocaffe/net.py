@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from protocaffe.assembly import Assembly, LearnableParam, fill_loss_weights, guarded
-from protocaffe.blob import Blob
+from protocaffe.blob import Array, Blob, assign
 from protocaffe.debug import log_backward, log_forward, log_norms
 from protocaffe.engines import Engine, LayerNode, Plan, get_engine
-from protocaffe.errors import NetError, UsageError
+from protocaffe.errors import (
+    NetError,
+    UnknownNameError,
+    UsageError,
+    did_you_mean,
+)
 from protocaffe.graph import Graph, build_graph, merge_state
 from protocaffe.graph.backward import BackwardFacts, decide_backward
 from protocaffe.layers import Layer
@@ -25,6 +31,17 @@ from protocaffe.proto.stored import is_hdf5
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.weights import encode_layer, load_weights, save_weights
+
+Value = TypeVar("Value")
+
+
+class Named(OrderedDict[str, Value]):
+    """A dict by name that says which name was probably meant."""
+
+    def __missing__(self, name: str) -> Value:
+        raise UnknownNameError(
+            f"there is no '{name}' here{did_you_mean(str(name), self)} (names: {', '.join(self)})"
+        )
 
 
 class Net:
@@ -97,10 +114,10 @@ class Net:
         self.layer_names: list[str] = [layer.name for layer in self.layers]
         self.bottoms: list[list[Blob]] = assembly.bottoms
         self.tops: list[list[Blob]] = assembly.tops
-        self.blobs: dict[str, Blob] = assembly.blobs
-        self.params: dict[str, list[Blob]] = assembly.params
+        self.blobs: dict[str, Blob] = Named(assembly.blobs)
+        self.params: dict[str, list[Blob]] = Named(assembly.params)
         self.learnable: list[LearnableParam] = assembly.learnable
-        self.blob_loss_weights: dict[str, float] = assembly.loss_weights
+        self.blob_loss_weights: dict[str, float] = Named(assembly.loss_weights)
         self.inputs: list[str] = self.graph.inputs
         self.outputs: list[str] = self.graph.outputs
         self._top_names: list[list[str]] = assembly.top_names
@@ -109,6 +126,7 @@ class Net:
         if shared is not None:
             self._share_parameters(shared)
         self._plan: Plan | None = None
+        self._fuses = True
         self._planned_shapes = self._free_shapes()
         self.debug_info: bool = text.debug_info
         for file in _file_list(weights):
@@ -116,19 +134,95 @@ class Net:
 
     # -- running -------------------------------------------------------------------------
 
-    def forward(self) -> float:
-        """Run every layer forward.
+    def forward(
+        self,
+        blobs: Sequence[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **inputs: npt.ArrayLike,
+    ) -> dict[str, Array]:
+        """Run the net forward, or a part of it.
+
+        Args:
+            blobs: names of blobs to return besides the outputs.
+            start: name of the first layer to run, None for the net's first.
+            end: name of the last layer to run, None for the net's last.
+            inputs: values for the net's inputs by name; all of them or none. Their first extent
+                must be the blob's.
 
         Returns:
-            The loss: the sum over weighted tops of weight times values.
-        """
-        self._ready()
-        return sum(self.forward_layer(index) for index in range(len(self.layers)))
+            The values of the net's outputs (with ``end``, of that layer's tops) and of ``blobs``
+            by name. As with ``blob.data`` these are no copies: the next forward changes them.
 
-    def backward(self) -> None:
-        """Run backward every layer that needs it; parameter diffs add up."""
+        Raises:
+            NetError: an unknown name, or values that do not fit.
+        """
+        first, last = self._layer_index(start, 0), self._layer_index(end, len(self.layers) - 1)
+        names = [*(self.outputs if end is None else self.top_names[end]), *(blobs or ())]
+        wanted = [self.blobs[name] for name in names]
+        if inputs:
+            self._check_names(inputs, self.inputs, "inputs")
+            for name, values in inputs.items():
+                assign(self.blobs[name].data, values, f"input '{name}'")
+        if self.graph.param.force_backward:  # who asks for every gradient looks at every layer
+            self._let_see(False)
+        self.run_forward(first, last)
+        return Named(zip(names, (blob.data for blob in wanted), strict=True))
+
+    def backward(
+        self,
+        diffs: Sequence[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **output_diffs: npt.ArrayLike,
+    ) -> dict[str, Array]:
+        """Run the net backward, or a part of it; the gradients of parameters add up.
+
+        Args:
+            diffs: names of blobs whose diffs to return besides those of the net's inputs.
+            start: name of the first layer to run backward, None for the net's last.
+            end: name of the last layer to run backward, None for the net's first.
+            output_diffs: values for the diffs of the net's outputs by name; all or none.
+
+        Returns:
+            The diffs of the net's inputs (with ``end``, of that layer's bottoms) and of ``diffs``
+            by name; no copies.
+
+        Raises:
+            NetError: an unknown name, values that do not fit, or no layer has a backward pass.
+        """
+        first, last = self._layer_index(start, len(self.layers) - 1), self._layer_index(end, 0)
+        names = [*(self.inputs if end is None else self.bottom_names[end]), *(diffs or ())]
+        wanted = [self.blobs[name] for name in names]
+        if not any(node.needs_backward for node in self._nodes):
+            raise NetError(
+                f"net '{self.name}' has nothing to run backward: nothing in it leads to a loss; "
+                f"write force_backward: true into the net to have every gradient computed"
+            )
+        if output_diffs:
+            self._check_names(output_diffs, self.outputs, "outputs")
+            for name, values in output_diffs.items():
+                assign(self.blobs[name].diff, values, f"diff of output '{name}'")
+        self.run_backward(first, last)
+        return Named(zip(names, (blob.diff for blob in wanted), strict=True))
+
+    def run_forward(self, first: int = 0, last: int | None = None) -> float:
+        """Run layers ``first`` to ``last`` (places in ``layers``) forward, and return no blobs.
+
+        Returns:
+            Their loss: the sum over weighted tops of weight times values.
+        """
+        stop = len(self.layers) if last is None else last + 1
+        self._let_see(self._fuses and first == 0 and stop == len(self.layers))
         self._ready()
-        for index in reversed(range(len(self.layers))):
+        return sum(self.forward_layer(index) for index in range(first, stop))
+
+    def run_backward(self, first: int | None = None, last: int = 0) -> None:
+        """Run layers ``first`` down to ``last`` backward where they need it."""
+        first = len(self.layers) - 1 if first is None else first
+        self._check_cut(first, last)
+        self._ready()
+        for index in range(first, last - 1, -1):
             self.backward_layer(index)
         if self.debug_info:
             log_norms([learnable.blob for learnable in self.learnable])
@@ -162,6 +256,22 @@ class Net:
     def reshape(self) -> None:
         """Let every layer follow changed input shapes (``forward`` does it by itself)."""
         self._reshape_from(0)
+
+    @property
+    def layer_dict(self) -> dict[str, Layer]:
+        """The layers by name."""
+        return Named(zip(self.layer_names, self.layers, strict=True))
+
+    @property
+    def top_names(self) -> dict[str, list[str]]:
+        """Per layer name, the names of its tops."""
+        return Named(zip(self.layer_names, self._top_names, strict=True))
+
+    @property
+    def bottom_names(self) -> dict[str, list[str]]:
+        """Per layer name, the names of its bottoms."""
+        bottoms = (list(node.bottoms) for node in self.graph.nodes)
+        return Named(zip(self.layer_names, bottoms, strict=True))
 
     @property
     def layer_needs_backward(self) -> list[bool]:
@@ -263,7 +373,44 @@ class Net:
                     )
                 mine.share_data(theirs)
 
+    # -- arguments of forward and backward -----------------------------------------------
+
+    def _layer_index(self, name: str | None, default: int) -> int:
+        if name is None:
+            return default
+        if name not in self.layer_names:
+            raise NetError(
+                f"net '{self.name}' has no layer '{name}'{did_you_mean(name, self.layer_names)}"
+            )
+        return self.layer_names.index(name)
+
+    def _check_names(self, given: Iterable[str], known: Sequence[str], what: str) -> None:
+        if set(given) != set(known):
+            raise NetError(
+                f"net '{self.name}' has the {what} {', '.join(known) or '(none)'}; "
+                f"values came for {', '.join(given)}"
+            )
+
     # -- planning ------------------------------------------------------------------------
+
+    def _let_see(self, fuses: bool) -> None:
+        """Have the net planned without fusing from the first pass that begins or ends inside."""
+        if fuses != self._fuses:
+            self._fuses = fuses
+            self._plan = None
+
+    def _check_cut(self, first: int, last: int) -> None:
+        """Refuse a backward that would run only some of the layers that ran forward as one."""
+        ran = set(range(last, first + 1))
+        for group in self._plan.joined if self._plan else ():
+            if group & ran and group - ran:
+                self._let_see(False)
+                names = ", ".join(self.layer_names[index] for index in sorted(group))
+                raise NetError(
+                    f"the layers {names} ran forward as one, and backward cannot begin or end "
+                    f"between them; from now on they run one by one: call forward again, then "
+                    f"this backward"
+                )
 
     def _ready(self) -> Plan:
         # Before the first plan too: shared parameters got other memory after their set-up.
@@ -290,7 +437,7 @@ class Net:
             guarded(layer, layer.reshape, bottoms, tops)
             fill_loss_weights(layer, tops)
         self._planned_shapes = self._free_shapes()
-        self._plan = self.engine.plan(self._nodes)
+        self._plan = self.engine.plan(self._nodes, self._fuses)
         return self._plan
 
     def _loss(self, index: int) -> float:

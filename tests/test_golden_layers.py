@@ -48,7 +48,7 @@ class Case:
         """Run one pass; ``step`` is the prefix of its keys."""
         for name, value in self.under(f"{step}bottom/"):
             self.net.blobs[name].data[...] = value
-        loss = self.net.forward()
+        loss = self.net.run_forward()
         if f"{step}total_loss" in self.arrays:
             self.equal(loss, self.arrays[f"{step}total_loss"], "total_loss")
         self.compare(f"{step}top/", lambda name: self.net.blobs[name].data)

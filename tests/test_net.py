@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,90 @@ def test_the_input_keeps_its_values_from_forward_to_forward() -> None:
     small.forward()
     small.forward()
     assert small.blobs["x"].data.ravel().tolist() == list(range(6))
+
+
+DEEP = """
+layer { name: "in" type: "Input" top: "x" top: "label"
+        input_param { shape { dim: 2 dim: 16 dim: 9 dim: 9 } shape { dim: 2 } } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"
+        convolution_param { num_output: 32 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "norm" }
+layer { name: "scale" type: "Scale" bottom: "norm" top: "norm"
+        scale_param { bias_term: true filler { type: "gaussian" } } }
+layer { name: "relu" type: "ReLU" bottom: "norm" top: "norm" }
+layer { name: "conv2" type: "Convolution" bottom: "norm" top: "conv2"
+        convolution_param { num_output: 16 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu2" type: "ReLU" bottom: "conv2" top: "conv2" }
+layer { name: "pool" type: "Pooling" bottom: "conv2" top: "pool"
+        pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "sigmoid" type: "Sigmoid" bottom: "ip" top: "ip" }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+
+
+@pytest.mark.parametrize("phase", [caffe_pb2.TRAIN, caffe_pb2.TEST])
+@pytest.mark.parametrize("force", ["", "force_backward: true"])
+def test_a_pass_may_begin_and_end_anywhere(phase: int, force: str) -> None:
+    """After every part of a pass all blobs are those of layers that run one by one."""
+    nets = [net(force + DEEP, phase, engine=engine, seed=1) for engine in ("numpy", None)]
+    images = np.random.default_rng(0).normal(size=(2, 16, 9, 9))
+    for each in nets:
+        for blob in each.params["norm"]:
+            blob.data[...] = np.arange(blob.count) % 5 + 1
+        each.blobs["x"].data[...], each.blobs["label"].data[...] = images, [1, 3]
+    names = nets[0].layer_names[1:]
+    for name in names:
+        assert_same_blobs(*nets, f"end={name}", [each.forward(end=name) for each in nets])
+    for first, last in pairwise(names):
+        assert_same_blobs(
+            *nets, f"start={first}", [each.forward(None, first, last) for each in nets]
+        )
+    assert_same_blobs(*nets, "all", [each.forward() for each in nets])
+    for name in reversed(names):
+        results = [each.backward(start=name, end=name) for each in nets]
+        assert_same_blobs(*nets, f"backward of {name}", results)
+    for each in nets:
+        each.forward()
+    assert_same_blobs(*nets, "all back", [each.backward(["conv"]) for each in nets])
+
+
+def assert_same_blobs(one: Net, other: Net, when: str, results: list[dict]) -> None:
+    assert list(results[0]) == list(results[1])
+    pairs = {f"{name} returned": values for name, values in results[0].items()}
+    others = {f"{name} returned": values for name, values in results[1].items()}
+    for name in one.blobs:
+        pairs |= {name: one.blobs[name].data, f"{name} diff": one.blobs[name].diff}
+        others |= {name: other.blobs[name].data, f"{name} diff": other.blobs[name].diff}
+    for name, values in pairs.items():
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(
+            others[name], values, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=f"{when}: {name}"
+        )
+
+
+def test_backward_cannot_begin_inside_layers_that_ran_forward_as_one() -> None:
+    deep = net(DEEP)
+    deep.run_forward()
+    if deep.engine.name == "numpy":
+        deep.backward(start="scale")
+        return
+    with pytest.raises(NetError, match=r"norm, scale, relu ran forward as one.*forward again"):
+        deep.backward(start="scale")
+    deep.forward()
+    deep.backward(start="scale")
+
+
+def test_forward_and_backward_refuse_what_does_not_fit() -> None:
+    small = net(SMALL)
+    with pytest.raises(NetError, match=r"input 'x' has shape \(2, 3\); values of shape \(3, 3\)"):
+        small.forward(x=np.zeros((3, 3)))
+    with pytest.raises(NetError, match="has the inputs x; values came for data"):
+        small.forward(data=np.zeros((2, 3)))
+    with pytest.raises(NetError, match="no layer 'ipp'; did you mean 'ip'"):
+        small.forward(end="ipp")
+    with pytest.raises(KeyError, match=r"there is no 'yy' here.*names: x, y"):
+        small.forward(["yy"])
+    with pytest.raises(NetError, match=r"nothing in it leads to a loss.*force_backward"):
+        small.backward()

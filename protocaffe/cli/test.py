@@ -38,7 +38,7 @@ def run(flags: Namespace) -> int:
     loss = 0.0
     sums = {name: np.zeros(net.blobs[name].count) for name in net.outputs}
     for batch in range(flags.iterations):
-        loss += net.forward()
+        loss += net.run_forward()
         for name, total in sums.items():
             scores = net.blobs[name].data.ravel()
             total += scores

@@ -37,9 +37,9 @@ def run(flags: Namespace) -> int:
         engine=flags.engine or None,
     )
     log.info("Performing Forward")
-    log.info("Initial loss: %s", number(net.forward()))
+    log.info("Initial loss: %s", number(net.run_forward()))
     log.info("Performing Backward")
-    net.backward()
+    net.run_backward()
     log.info("*** Benchmark begins ***")
     log.info("Testing for %d iterations.", flags.iterations)
     _benchmark(net, flags.iterations)

@@ -42,10 +42,12 @@ class Plan:
     Attributes:
         forward: per layer, the pieces of work of its forward pass, in order.
         backward: per layer, those of its backward pass.
+        joined: groups of layers (their places in the net) whose backward is one piece of work.
     """
 
     def __init__(self, nodes: Sequence[LayerNode[Layer]]) -> None:
         self.nodes = nodes
+        self.joined: list[set[int]] = []
         self.forward: list[list[Work]] = [[] for _ in nodes]
         self.backward: list[list[Work]] = [[] for _ in nodes]
         for node in nodes:
@@ -79,8 +81,15 @@ class Engine:
     name: ClassVar[str] = "numpy"
     xp: Any = np
 
-    def plan(self, nodes: Sequence[LayerNode[Layer]]) -> Plan:
-        """Bind the work of a net whose blobs have their shapes."""
+    def plan(self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True) -> Plan:
+        """Bind the work of a net whose blobs have their shapes.
+
+        Args:
+            nodes: the layers.
+            fuse: whether layers may be run as one where nobody sees between them after a whole
+                pass. Without it every layer reads and writes its own blobs, so that a pass may
+                begin and end anywhere.
+        """
         return Plan(nodes)
 
     def flat_views(self, leader: Storage, *followers: Storage) -> list[Array]:

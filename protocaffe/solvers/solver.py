@@ -204,8 +204,8 @@ class Solver:
         self.net.debug_info = self.param.debug_info and self._is_due(self.param.display)
         loss = 0.0
         for _ in range(self.param.iter_size):
-            loss += self.net.forward()
-            self.net.backward()
+            loss += self.net.run_forward()
+            self.net.run_backward()
         self._smooth(loss / self.param.iter_size)
         if self._is_due(self.param.display):
             self._show_loss()
@@ -227,7 +227,7 @@ class Solver:
     def _finish(self) -> None:
         """Show the final loss, by one more forward pass, and the final test."""
         if self._is_due(self.param.display):
-            loss = self.net.forward()
+            loss = self.net.run_forward()
             self._smooth(loss)
             log.info("Iteration %d, loss = %s", self.iter, number(self.smoothed_loss))
         if self._is_due(self.param.test_interval):
@@ -289,7 +289,7 @@ class Solver:
         sums: list[np.ndarray] = []
         loss = 0.0
         for _ in range(batches):
-            loss += net.forward()
+            loss += net.run_forward()
             outputs = [net.blobs[name].data.ravel().astype(np.float64) for name in net.outputs]
             sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else outputs
         if self.param.test_compute_loss:

@@ -83,13 +83,13 @@ def assert_engines_agree(
             for net in nets:
                 net.blobs[name].data[...] = drawn
         for net in nets:
-            net.forward()
+            net.run_forward()
         for name in nets[0].outputs:
             drawn = rng.standard_normal(nets[0].blobs[name].shape)
             for net in nets:
                 net.blobs[name].diff[...] = drawn
         for net in nets:
-            net.backward()
+            net.run_backward()
     for name, blob in nets[0].blobs.items():
         _assert_close(blob.data, nets[1].blobs[name].data, f"data of {name}")
         _assert_close(blob.diff, nets[1].blobs[name].diff, f"diff of {name}")
@@ -238,9 +238,9 @@ def test_equal_maxima_give_the_gradient_to_the_first_pixel() -> None:
     nets = [build(text, engine) for engine in ("numpy", "onednn")]
     for net in nets:
         net.blobs["x"].data[...] = 1
-        net.forward()
+        net.run_forward()
         net.blobs["p"].diff[...] = np.arange(4).reshape(2, 2) + 1
-        net.backward()
+        net.run_backward()
     assert (nets[0].blobs["x"].diff == nets[1].blobs["x"].diff).all()
 
 
@@ -331,7 +331,7 @@ def test_engine_caffe_forces_the_layers_own_code() -> None:
     )
     net = build(text, "onednn")
     net.blobs["x"].data[...] = 1
-    net.forward()
+    net.run_forward()
     assert net.params["c"][0].data_storage.native is None
     assert_engines_agree(text)
 
@@ -343,9 +343,9 @@ def test_shared_weights_and_a_new_input_shape() -> None:
     text += layer("c2", "Convolution", "a", "b", shared + conv)
     assert_engines_agree(text)
     net = build(text, "onednn")
-    net.forward()
+    net.run_forward()
     net.blobs["x"].reshape(3, 16, 9, 5)
-    net.forward()
+    net.run_forward()
     assert net.blobs["b"].data.shape == (3, 16, 9, 5)
 
 
@@ -383,9 +383,9 @@ def test_the_limits_of_clip_are_inside(low: float) -> None:
     text = inputs((1, 1, 1, 5)) + layer("clip", "Clip", "x", "y", options)
     net = build(text, "onednn")
     net.blobs["x"].data[...] = [low - 1e-3, low, 1, 2, 2.001]
-    net.forward()
+    net.run_forward()
     net.blobs["y"].diff[...] = 1
-    net.backward()
+    net.run_backward()
     assert net.blobs["x"].diff.ravel().tolist() == [0, 1, 1, 1, 0]
 
 
@@ -404,8 +404,8 @@ def test_a_steady_iteration_allocates_no_arrays() -> None:
 
     def iterate() -> None:
         net.clear_param_diffs()
-        net.forward()
-        net.backward()
+        net.run_forward()
+        net.run_backward()
 
     iterate()
     tracemalloc.start()

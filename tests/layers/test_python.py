@@ -120,7 +120,7 @@ def test_layer_computes_learns_and_hands_gradients_down(engine):
     net.blobs["x"].data[...], net.blobs["t"].data[...] = x, t
     net.params["Affine"][0].data[...] = (1, 2, 3)
     y = 3 * x + (1, 2, 3)
-    assert net.forward() == pytest.approx(((y - t) ** 2).sum())
+    assert net.run_forward() == pytest.approx(((y - t) ** 2).sum())
     np.testing.assert_allclose(net.blobs["y"].data, y)
     net.backward()
     np.testing.assert_allclose(net.params["Affine"][0].diff, 2 * (y - t).sum(axis=0))
@@ -151,7 +151,7 @@ def test_reshape_runs_before_each_forward_and_the_net_follows():
     )
     rows = net.blobs["z"].shape[0]
     for _ in range(2):
-        loss = net.forward()
+        loss = net.run_forward()
         assert net.blobs["z"].shape[0] > rows
         rows = net.blobs["z"].shape[0]
         assert net.blobs["y"].shape == net.blobs["z"].shape == (rows, 2)
@@ -162,7 +162,7 @@ def test_reshape_runs_before_each_forward_and_the_net_follows():
 def test_loss_counts_all_of_a_top_that_grew():
     net = make_net(python_layer("Growing", extra="loss_weight: 3"), phase=caffe_pb2.TEST)
     for _ in range(2):
-        loss = net.forward()
+        loss = net.run_forward()
         assert loss == 3 * net.blobs["y"].count
 
 
@@ -170,7 +170,7 @@ def test_any_class_of_layers_can_be_named(user_module):
     layer = python_layer("ReLU", module="protocaffe.layers.activation")
     net = make_net(layer)
     net.blobs["x"].data[...] = -1
-    net.forward()
+    net.run_forward()
     assert (net.blobs["y"].data == 0).all()
 
 
@@ -200,7 +200,7 @@ def test_errors_inside_name_the_layer_and_the_line():
     line = 1 + MODULE.splitlines().index("        return 1 / 0")
     net = make_net(python_layer("Failing", extra="loss_weight: 1"), engine="numpy")
     with pytest.raises(NetError) as caught:
-        net.forward()
+        net.run_forward()
     message = str(caught.value)
     assert "layer 'Failing' (Python): forward failed at" in message
     assert message.endswith(f"my_layers.py:{line}: ZeroDivisionError: division by zero")

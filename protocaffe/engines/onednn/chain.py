@@ -38,6 +38,8 @@ class Chain:
 
 def find_chain(plan: OneDnnPlan, node: LayerNode[Any]) -> Chain | None:
     """Return the chain that starts with a BatchNorm, if a Scale per channel follows in place."""
+    if not plan.fuses:
+        return None
     top = node.tops[0]
     scale: LayerNode[Any] | None = plan.next_reader(node, top)
     if (
@@ -89,9 +91,10 @@ def bind_chain(plan: OneDnnPlan, chain: Chain) -> bool:
     plan.add_forward(norm, run, (bottom, *scale.layer.blobs), norm.tops)
     if made[1] is not None:
         scale_backward(plan, chain.scale, norm, made[1], shared)
-    for node in (scale, relu):
-        if node is not None:
-            plan.fuse(node, backward=True)
+    later = [node for node in (scale, relu) if node is not None]
+    for node in later:
+        plan.fuse(node, backward=True)
+    plan.joined.append({norm.index, *(node.index for node in later)})
     return True
 
 

@@ -54,9 +54,9 @@ class OneDnnEngine(Engine):
     def __init__(self) -> None:
         self.runtime = Runtime()
 
-    def plan(self, nodes: Sequence[LayerNode[Layer]]) -> Plan:
+    def plan(self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True) -> Plan:
         """Bind a net's work to primitives; float64 nets run the layers' own code."""
-        return OneDnnPlan(self.runtime, nodes)
+        return OneDnnPlan(self.runtime, nodes, fuse)
 
     def flat_views(self, leader: Storage, *followers: Storage) -> list[Array]:
         """Return flat arrays in the leader's own layout (see :meth:`Engine.flat_views`)."""

@@ -59,7 +59,7 @@ def batch_norm(plan: OneDnnPlan, node: LayerNode[BatchNorm]) -> bool:
     run = Normalization(layer, Primitive(forward[0], arrays), arrays, bottom.count // channels)
     plan.add_forward(node, run, (bottom,), node.tops)
     if wanted and gradient is not None and gradient[1] is not None:
-        _batch_norm_backward(plan, node, gradient[1], result, run)
+        _batch_norm_backward(plan, node, gradient[1], plan.kept_result(node, result), run)
     return True
 
 

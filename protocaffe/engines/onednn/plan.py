@@ -72,10 +72,14 @@ class OneDnnPlan(Plan):
     Args:
         runtime: the library.
         nodes: the net's layers with their blobs, shapes known.
+        fuses: whether layers may be run as one (see :meth:`Engine.plan`).
     """
 
-    def __init__(self, runtime: Runtime, nodes: Sequence[LayerNode[Layer]]) -> None:
+    def __init__(
+        self, runtime: Runtime, nodes: Sequence[LayerNode[Layer]], fuses: bool = True
+    ) -> None:
         self.runtime = runtime
+        self.fuses = fuses
         self._copies: dict[int, list[NativeArray]] = {}
         self._versions: dict[int, NativeArray] = {}
         self._fused: set[int] = set()
@@ -111,7 +115,8 @@ class OneDnnPlan(Plan):
         """Return the memory for a top's data in the layout its producer chose.
 
         Where the next layer overwrites the blob in place although what it reads is needed
-        again in backward, the data goes to private memory and only that layer sees it.
+        again in backward, the data goes to private memory and only that layer sees it (without
+        fusing, whoever needs it makes a copy).
         Kernels that may work in place ask for their source before their top.
 
         Args:
@@ -124,8 +129,8 @@ class OneDnnPlan(Plan):
         storage = blob.data_storage
         self._versions.pop(id(storage), None)
         bound = self._bound(storage, layout)
-        reader = self.next_reader(node, blob)
-        if reader is None or all(top is not blob for top in reader.tops):
+        reader = self._overwriter(node, blob)
+        if reader is None or not self.fuses:
             return bound
         needs = keeps_input.get(type(reader.layer))
         if not keep and (needs is None or not needs(self, reader)):
@@ -151,7 +156,7 @@ class OneDnnPlan(Plan):
         if same is not None:
             return same
         for copy in self._copies.setdefault(id(storage), []):
-            if copy.layout == layout:
+            if self.fuses and copy.layout == layout:
                 return copy
         copy = NativeArray(layout)
         for work in self._transfers(array, copy):
@@ -265,6 +270,8 @@ class OneDnnPlan(Plan):
 
         Nobody can see the difference: the blob holds the ReLU's result either way.
         """
+        if not self.fuses:
+            return None
         top = node.tops[0]
         reader = self.next_reader(node, top)
         fits = (
@@ -281,6 +288,17 @@ class OneDnnPlan(Plan):
         """Return the first later layer that reads the blob."""
         later = self.nodes[node.index + 1 :]
         return next((each for each in later if any(b is blob for b in each.bottoms)), None)
+
+    def kept_result(self, node: LayerNode[Layer], result: NativeArray) -> NativeArray:
+        """Return the layer's result as its own backward needs it, once its forward was added.
+
+        Where layers are fused, ``top(..., keep=True)`` has seen to that without a copy.
+        """
+        if self.fuses or self._overwriter(node, node.tops[0]) is None:
+            return result
+        copy = NativeArray(result.layout)
+        self.add_forward(node, reorder(result, copy), node.tops, ())
+        return copy
 
     def fuse(self, node: LayerNode[Layer], backward: bool = False) -> None:
         """Note that an earlier kernel does this layer's forward, and maybe its backward too."""
@@ -327,9 +345,11 @@ class OneDnnPlan(Plan):
         alias = NativeArray(Layout.plain(runtime, shapes[1]), source.values)
         return [*works, reorder(alias, target)]
 
-    def _next_reader(self, node: LayerNode[Layer], blob: Blob) -> LayerNode[Layer] | None:
-        later = self.nodes[node.index + 1 :]
-        return next((each for each in later if any(b is blob for b in each.bottoms)), None)
+    def _overwriter(self, node: LayerNode[Layer], blob: Blob) -> LayerNode[Layer] | None:
+        """Return the first later layer that reads the blob, if it works in place."""
+        reader = self.next_reader(node, blob)
+        in_place = reader is not None and any(top is blob for top in reader.tops)
+        return reader if in_place else None
 
     def _settle_versions(self, node: LayerNode[Layer]) -> None:
         """Bring private versions into the blobs that own code is about to read."""
