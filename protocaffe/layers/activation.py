@@ -99,6 +99,33 @@ class ReLU(Neuron):
             self.xp.multiply(top[0].diff, slope, out=bottom[0].diff)
 
 
+@register("ReLU6")
+class ReLU6(Neuron):
+    """y = min(max(x, 0), 6); dx = dy where 0 < x < 6, else 0.
+
+    Bottoms: x, any shape. Tops: y, the same shape.
+    Reference: Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010; ReLU6Layer of
+    MobileNet-YOLO's fork of Caffe.
+
+    Example:
+        layer { name: "relu1" type: "ReLU6" bottom: "conv1" top: "conv1" }
+    """
+
+    settings = ("relu6_param",)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        if self.param.relu6_param.negative_slope:
+            raise self.error("takes no negative_slope; for one without a limit use ReLU")
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.xp.clip(bottom[0].data, 0, 6, out=top[0].data)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            y = top[0].data  # which tells where x was between the limits, in place too
+            self.xp.multiply(top[0].diff, (y > 0) & (y < 6), out=bottom[0].diff)
+
+
 @register("PReLU")
 class PReLU(Neuron):
     """y = max(x, 0) + slope * min(x, 0) with a learned slope per channel (axis 1).

@@ -45,7 +45,7 @@ class ConvolutionGeometry:
             kernel=_per_axis(param, "kernel_size", pair, spatial, None, error),
             stride=_per_axis(param, "stride", ("stride_h", "stride_w"), spatial, 1, error),
             pad=_per_axis(param, "pad", ("pad_h", "pad_w"), spatial, 0, error),
-            dilation=_per_axis(param, "dilation", (), spatial, 1, error),
+            dilation=_per_axis(param, "dilation", ("dilation_h", "dilation_w"), spatial, 1, error),
             group=param.group,
             num_output=param.num_output,
             bias_term=param.bias_term,
@@ -331,6 +331,54 @@ class Convolution(ConvolutionBase):
                 self._add_weight_diff(image=x.data, grid=y.diff)
             if wanted:
                 self._spread(grid=y.diff, image=x.diff)
+
+
+class Depthwise(Convolution):
+    """A convolution with a group for every channel, unless ``group`` says else."""
+
+    settings = ("convolution_param",)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        param = self.param.convolution_param
+        channels = bottom[0].shape[self.canonical_axis(param.axis, bottom[0])]
+        for field in ("group", "num_output"):
+            if not param.HasField(field):
+                setattr(param, field, channels)
+        super().setup(bottom, top)
+
+
+@register("ConvolutionDepthwise")
+class ConvolutionDepthwise(Depthwise):
+    """Convolution with a group for every channel: y[c] = bias[c] + W[c] cross-correlated with x[c].
+
+    ``num_output`` and ``group`` may be left out.
+
+    Bottoms: x (N, C, H, W), as Convolution. Tops: y (N, C, H', W').
+    Parameters: W (C, 1, *kernel), bias (C).
+    Reference: Howard et al., "MobileNets", 2017; ConvolutionDepthwiseLayer of its and ShuffleNet's
+    ports to Caffe.
+
+    Example:
+        layer { name: "conv2_1/dw" type: "ConvolutionDepthwise" bottom: "conv1" top: "conv2_1/dw"
+            convolution_param { kernel_size: 3 pad: 1 bias_term: false
+                weight_filler { type: "msra" } } }
+    """
+
+
+@register("DepthwiseConvolution")
+class DepthwiseConvolution(Depthwise):
+    """ConvolutionDepthwise under its other name: y[c] = bias[c] + W[c] cross-correlated with x[c].
+
+    Bottoms: x (N, C, H, W), as Convolution. Tops: y (N, C, H', W').
+    Parameters: W (C, 1, *kernel), bias (C).
+    Reference: Howard et al., "MobileNets", 2017; DepthwiseConvolutionLayer of MobileNet-YOLO's
+    fork of Caffe.
+
+    Example:
+        layer { name: "conv2_1/dw" type: "DepthwiseConvolution" bottom: "conv1" top: "conv2_1/dw"
+            convolution_param { num_output: 6 group: 6 kernel_size: 3 pad: 1
+                weight_filler { type: "msra" } } }
+    """
 
 
 @register("Deconvolution")

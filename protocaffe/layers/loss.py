@@ -219,6 +219,59 @@ class EuclideanLoss(Loss):
                 self.xp.multiply(difference, sign * factor, out=blob.diff)
 
 
+@register("SmoothL1Loss")
+class SmoothL1Loss(Loss):
+    """loss = sum of w_out f(w_in (a - b)) / N, f quadratic near 0 and linear beyond.
+
+    f(d) = (sigma d)^2 / 2 where |d| < 1 / sigma^2, else |d| - 1 / (2 sigma^2); ``sigma`` is 1 by
+    default. The weights are 1 if absent; they are taken for constants, with gradient 0.
+
+    Bottoms: a (N, ...), b (N, ...), optionally w_in and w_out, all of one size. Tops: the loss.
+    Reference: Girshick, "Fast R-CNN", ICCV 2015; SmoothL1LossLayer of its fork of Caffe.
+
+    Example:
+        layer { name: "loss_bbox" type: "SmoothL1Loss" bottom: "bbox_pred" bottom: "bbox_targets"
+            bottom: "bbox_inside_weights" bottom: "bbox_outside_weights" top: "loss_bbox" }
+    """
+
+    bottoms = (2, 4)
+    no_gradient = (2, 3)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        if len(bottom) == 3:
+            raise self.error("needs the outer weights too if there are inner ones (bottom 3)")
+        self.sigma2 = self.param.smooth_l1_loss_param.sigma**2
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().reshape(bottom, top)
+        for index, blob in enumerate(bottom):
+            if blob.count != bottom[0].count:
+                raise self.error(
+                    f"all bottoms need as many numbers; blob {bottom_name(self, 0)} has shape "
+                    f"{bottom[0].shape} and {bottom_name(self, index)} has {blob.shape}"
+                )
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        xp, (a, b, *weights) = self.xp, (blob.data.ravel() for blob in bottom)
+        difference = a - b
+        if weights:
+            difference *= weights[0]
+        size = xp.abs(difference)
+        small = size < 1 / self.sigma2
+        losses = xp.where(small, self.sigma2 / 2 * size * size, size - 0.5 / self.sigma2)
+        self._slope = xp.where(small, self.sigma2 * difference, xp.sign(difference))
+        if weights:
+            losses *= weights[1]
+            self._slope *= weights[0] * weights[1]
+        top[0].data[...] = losses.sum() / bottom[0].num
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        factor = self.weight(top) / bottom[0].num
+        for blob, sign, wanted in zip(bottom, (1, -1, 0, 0), propagate_down, strict=False):
+            if wanted:
+                self.xp.multiply(self._slope.reshape(blob.shape), sign * factor, out=blob.diff)
+
+
 @register("HingeLoss")
 class HingeLoss(Loss):
     """One-versus-all hinge: m = max(0, 1 + x * (class is label ? -1 : 1)).

@@ -1,4 +1,4 @@
-"""Layers that bring activations to a common scale: BatchNorm, MVN, LRN."""
+"""Layers that bring activations to a common scale: BatchNorm, MVN, Normalize, LRN."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ class BatchNorm(Layer):
     In batch mode (TRAIN, unless ``use_global_stats`` says else) mean and biased variance are
     the batch's, and every forward updates the running sums: sum = sum * fraction + new, with
     the unbiased variance. In global mode they are the running sums divided by the third blob.
-    There is no learned scale or shift; a Scale layer after this one has them.
+    A Scale layer after this one has the learned scale and bias; or this layer itself, with
+    ``scale_bias`` or either filler, as in NVIDIA's fork of Caffe: y = scale (x - mean) /
+    sqrt(variance + eps) + bias. The running statistics are then means themselves, of biased
+    variances: running = fraction * running + (1 - fraction) * new.
 
     Backward: dx = (dy - mean(dy) - mean(dy y) y) / sqrt(variance + eps) in batch mode,
     dy / sqrt(variance + eps) in global mode.
 
     Bottoms: x (N, C, ...). Tops: y, the same shape.
-    Parameters, never learned: sum of means (C), sum of variances (C), sum of weights (1).
+    Parameters, never learned: sum of means (C), sum of variances (C), sum of weights (1); with
+    ``scale_bias`` then scale (C), bias (C).
     Reference: Ioffe & Szegedy, "Batch Normalization", ICML 2015; Caffe's BatchNormLayer.
 
     Example:
@@ -45,6 +49,12 @@ class BatchNorm(Layer):
     tops = (1, 1)
     in_place = True
 
+    @classmethod
+    def variant(cls, param: caffe_pb2.LayerParameter) -> type[Layer]:
+        own = param.batch_norm_param
+        scales = own.scale_bias or own.HasField("scale_filler") or own.HasField("bias_filler")
+        return ScaledBatchNorm if scales else cls
+
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         param = self.param.batch_norm_param
         self.eps = param.eps
@@ -53,12 +63,16 @@ class BatchNorm(Layer):
             self.use_global_stats = param.use_global_stats
         else:
             self.use_global_stats = self.phase == caffe_pb2.TEST
-        if bottom[0].num_axes < 2:
-            raise self.error(f"needs a bottom (N, C, ...), got shape {bottom[0].shape}")
-        self.channels = bottom[0].shape[1]
+        self.read_channels(bottom)
         for shape in ((self.channels,), (self.channels,), (1,)):
             self.add_blob(shape)
         self._freeze_blobs()
+
+    def read_channels(self, bottom: list[Blob]) -> None:
+        """Note how many channels there are."""
+        if bottom[0].num_axes < 2:
+            raise self.error(f"needs a bottom (N, C, ...), got shape {bottom[0].shape}")
+        self.channels = bottom[0].shape[1]
 
     def _freeze_blobs(self) -> None:
         specs = self.param.param
@@ -82,8 +96,13 @@ class BatchNorm(Layer):
         self._y = self.xp.empty(self._extents, self.dtype)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        xp = self.xp
         x, y = bottom[0].data.reshape(self._extents), top[0].data.reshape(self._extents)
+        self.normalize(x, y)
+        y[...] = self._y
+
+    def normalize(self, x: Array, y: Array) -> None:
+        """Set ``self._y`` to what normalization makes of x; y, which may be x, is scratch."""
+        xp = self.xp
         if self.use_global_stats:
             mean, variance = self.running_statistics()
             xp.subtract(x, mean[:, None], out=self._y)
@@ -96,12 +115,14 @@ class BatchNorm(Layer):
         self._deviation = xp.sqrt(variance + self.eps)[:, None]
         # Layers after this one may overwrite the top in place; backward needs y.
         self._y /= self._deviation
-        y[...] = self._y
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        if not propagate_down[0]:
-            return
-        dy, dx = top[0].diff.reshape(self._extents), bottom[0].diff.reshape(self._extents)
+        if propagate_down[0]:
+            dy, dx = top[0].diff.reshape(self._extents), bottom[0].diff.reshape(self._extents)
+            self.normalize_backward(dy, dx)
+
+    def normalize_backward(self, dy: Array, dx: Array) -> None:
+        """Set dx for the gradient dy of ``self._y``; both may be one array."""
         if self.use_global_stats:
             self.xp.divide(dy, self._deviation, out=dx)
         else:
@@ -110,7 +131,7 @@ class BatchNorm(Layer):
 
     def running_statistics(self) -> tuple[Array, Array]:
         """Return the running mean and variance (C), zeros before the first update."""
-        mean, variance, weight = (blob.data for blob in self.blobs)
+        mean, variance, weight = (blob.data for blob in self.blobs[:3])
         factor = (weight != 0) / self.xp.where(weight == 0, 1, weight)
         return mean * factor, variance * factor
 
@@ -121,6 +142,53 @@ class BatchNorm(Layer):
         for sums, new in ((means, mean), (variances, variance * unbiased), (weight, 1)):
             sums *= self.fraction
             sums += new
+
+
+LEAST_EPS = 1e-5
+"""What NVIDIA's fork of Caffe raises a smaller eps to, because cuDNN takes no less."""
+
+
+class ScaledBatchNorm(BatchNorm):
+    """BatchNorm with a learned scale and bias of its own.
+
+    Attributes:
+        scale, bias: the learned parameters, C numbers each.
+    """
+
+    settings = ("batch_norm_param",)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().setup(bottom, top)
+        param = self.param.batch_norm_param
+        self.eps = max(self.eps, LEAST_EPS)
+        one = caffe_pb2.FillerParameter(value=1)
+        scale_filler = param.scale_filler if param.HasField("scale_filler") else one
+        self.scale = self.add_blob((self.channels,), scale_filler)
+        self.bias = self.add_blob((self.channels,), param.bias_filler)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        x, y = bottom[0].data.reshape(self._extents), top[0].data.reshape(self._extents)
+        self.normalize(x, y)
+        self.xp.multiply(self._y, self.scale.data.reshape(-1, 1), out=y)
+        y += self.bias.data.reshape(-1, 1)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        dy = top[0].diff.reshape(self._extents)
+        for blob, term in ((self.scale, dy * self._y), (self.bias, dy)):
+            if self.param_propagate_down[self.blobs.index(blob)]:
+                blob.diff[...] += term.sum(axis=(0, 2)).reshape(blob.shape)
+        if propagate_down[0]:
+            dx = bottom[0].diff.reshape(self._extents)
+            self.xp.multiply(dy, self.scale.data.reshape(-1, 1), out=dx)
+            self.normalize_backward(dx, dx)
+
+    def update_running_statistics(self, mean: Array, variance: Array, count: int) -> None:
+        means, variances, weight = (blob.data for blob in self.blobs[:3])
+        old = self.fraction if weight[0] else 0  # the first batch is taken as it is
+        for running, new in ((means, mean), (variances, variance)):
+            running *= old
+            running += (1 - old) * new
+        weight[0] = 1
 
 
 @register("MVN")
@@ -175,6 +243,71 @@ class MVN(Layer):
             dx /= self._deviation
         else:
             self.xp.subtract(dy, dy.mean(axis=1, keepdims=True), out=dx)
+
+
+@register("Normalize")
+class Normalize(Layer):
+    """y = scale * x / sqrt(sum of x^2 + eps), the sum over the channels at each position.
+
+    With ``across_spatial`` (the default) over all numbers of an image. ``scale`` is learned, one
+    for each channel, or one for all with ``channel_shared`` (the default); filled with 1.
+    Backward: dx = (g - x * sum of (x g) / n^2) / n, g = scale * dy, n the root. (SSD's fork of
+    Caffe leaves the scale out of that sum, which is not the gradient unless it is shared.)
+
+    Bottoms: x (N, C, ...). Tops: y, the same shape.
+    Parameter: scale (C), or one number.
+    Reference: Liu et al., "ParseNet", 2015; NormalizeLayer of SSD's fork of Caffe.
+
+    Example:
+        layer { name: "conv4_3_norm" type: "Normalize" bottom: "conv4_3" top: "conv4_3_norm"
+            norm_param { across_spatial: false channel_shared: false
+                scale_filler { value: 20 } } }
+    """
+
+    bottoms = (1, 1)
+    tops = (1, 1)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        param = self.param.norm_param
+        if bottom[0].num_axes < 2:
+            raise self.error(f"needs a bottom (N, C, ...), got shape {bottom[0].shape}")
+        self.eps = param.eps
+        self.axes = (1, 2) if param.across_spatial else (1,)
+        one = caffe_pb2.FillerParameter(value=1)
+        shape = () if param.channel_shared else (bottom[0].shape[1],)
+        self.add_blob(shape, param.scale_filler if param.HasField("scale_filler") else one)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        shape = bottom[0].shape
+        if len(shape) < 2 or self.blobs[0].shape not in ((), (shape[1],)):
+            raise self.error(
+                f"was set up for {self.blobs[0].count} channels; the bottom now has shape {shape}"
+            )
+        top[0].reshape(shape)
+        self._extents = (*shape[:2], math.prod(shape[2:]))
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        x, y = bottom[0].data.reshape(self._extents), top[0].data.reshape(self._extents)
+        self.xp.multiply(x, x, out=y)
+        self._norm = self.xp.sqrt(y.sum(axis=self.axes, keepdims=True) + self.dtype.type(self.eps))
+        self.xp.multiply(x, self._scale(), out=y)
+        y /= self._norm
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        x, dy = bottom[0].data.reshape(self._extents), top[0].diff.reshape(self._extents)
+        if self.param_propagate_down[0]:
+            scale = self.blobs[0]
+            axes = (0, 2) if scale.shape else (0, 1, 2)
+            scale.diff[...] += (dy * x / self._norm).sum(axis=axes)
+        if propagate_down[0]:
+            dx = bottom[0].diff.reshape(self._extents)
+            g = dy * self._scale()
+            shared = (x * g).sum(axis=self.axes, keepdims=True) / self._norm**2
+            self.xp.subtract(g, x * shared, out=dx)
+            dx /= self._norm
+
+    def _scale(self) -> Array:
+        return self.blobs[0].data.reshape(-1, 1)
 
 
 @register("LRN")

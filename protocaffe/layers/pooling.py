@@ -199,7 +199,8 @@ class PlanePooling:
 class Pooling(Layer):
     """The maximum or the average of every window.
 
-    Output extent: ceil((in + 2 pad - kernel) / stride) + 1, or floor with ``round_mode: FLOOR``;
+    Output extent: ceil((in + 2 pad - kernel) / stride) + 1, or floor with ``round_mode: FLOOR``
+    (or ``ceil_mode: false``, its name in other software);
     with padding, a last window that starts at or beyond in + pad is dropped. MAX looks at real
     pixels only, and the first of equal ones gets the gradient. AVE divides by the window's area
     within the padded image. ``global_pooling`` makes the whole image one window.
@@ -227,7 +228,9 @@ class Pooling(Layer):
         if self.method == PoolingParameter.AVE and len(top) > 1:
             raise self.error("only pool: MAX has a second top (the index of each maximum)")
         self.global_pooling = param.global_pooling
-        self.floor = param.round_mode == PoolingParameter.FLOOR
+        self.floor = param.round_mode == PoolingParameter.FLOOR or not param.ceil_mode
+        if not param.avg_include_pad:
+            raise self.error("avg_include_pad: false is not available; averages count padding")
         self.pad = _pair(param, "pad", "pad_h", "pad_w", self.error)
         self.stride = _pair(param, "stride", "stride_h", "stride_w", self.error)
         self.kernel = self._kernel(param)

@@ -1,4 +1,4 @@
-"""Scale and Bias: a second operand, learned or a bottom, spread over the first."""
+"""Scale, Bias and Axpy: an operand, learned or a bottom, spread over another."""
 
 from __future__ import annotations
 
@@ -149,3 +149,48 @@ class Scale(SpreadOperand):
         if propagate_down[0]:
             a = self.spread(self.operand(bottom).data)
             self.xp.multiply(dy, a, out=self.view(bottom[0].diff))
+
+
+@register("Axpy")
+class Axpy(Layer):
+    """y = a x + b, with one number of a per channel: the end of a squeeze-and-excitation block.
+
+    Backward: da = sum of dy x over the image, dx = a dy, db = dy.
+
+    Bottoms: a (N, C) or (N, C, 1, ...); x (N, C, ...); b, as x. Tops: y, as x.
+    Reference: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; AxpyLayer of its fork of
+    Caffe.
+
+    Example:
+        layer { name: "conv2_1" type: "Axpy" bottom: "gate" bottom: "branch" bottom: "shortcut"
+            top: "conv2_1" }
+    """
+
+    bottoms = (3, 3)
+    tops = (1, 1)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        a, x, b = (blob.shape for blob in bottom)
+        if x != b or len(x) < 2 or a[:2] != x[:2] or math.prod(a[2:]) != 1:
+            raise self.error(f"needs shapes (N, C), (N, C, ...) and the same; got {a}, {x} and {b}")
+        self._extents = (*x[:2], math.prod(x[2:]))
+        top[0].reshape(x)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        y = top[0].data.reshape(self._extents)
+        self.xp.multiply(bottom[1].data.reshape(self._extents), self._gate(bottom), out=y)
+        y += bottom[2].data.reshape(self._extents)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        dy = top[0].diff.reshape(self._extents)
+        if propagate_down[0]:
+            products = dy * bottom[1].data.reshape(self._extents)
+            bottom[0].diff[...] = products.sum(axis=2).reshape(bottom[0].shape)
+        if propagate_down[1]:
+            dx = bottom[1].diff.reshape(self._extents)
+            self.xp.multiply(dy, self._gate(bottom), out=dx)
+        if propagate_down[2]:
+            bottom[2].diff[...] = top[0].diff
+
+    def _gate(self, bottom: list[Blob]) -> Array:
+        return bottom[0].data.reshape(*self._extents[:2], 1)
