@@ -31,3 +31,10 @@ from protocaffe.layers import (  # noqa: F401  (importing registers the layers)
 from protocaffe.layers.base import Layer, create_layer, layer_types, register
 
 __all__ = ["Layer", "create_layer", "layer_types", "register"]
+
+
+def __getattr__(name: str) -> object:
+    """Make layers of nets written in Python: ``from protocaffe import layers as L``."""
+    from protocaffe.net_spec import layers
+
+    return getattr(layers, name)

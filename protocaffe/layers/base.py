@@ -159,20 +159,28 @@ class Layer:
 
     def check_counts(self, num_bottoms: int, num_tops: int) -> None:
         """Refuse a wrong number of bottoms or tops."""
+        problem = self.wrong_counts(num_bottoms, num_tops)
+        if problem:
+            raise self.error(problem)
+
+    @classmethod
+    def wrong_counts(cls, num_bottoms: int, num_tops: int) -> str:
+        """Return what is wrong with the numbers of bottoms and tops, or an empty string."""
         for what, bounds, got in (
-            ("bottom", self.bottoms, num_bottoms),
-            ("top", self.tops, num_tops),
+            ("bottom", cls.bottoms, num_bottoms),
+            ("top", cls.tops, num_tops),
         ):
             least, most = bounds
             if got < least or (most is not None and got > most):
                 wanted = str(least) if least == most else f"at least {least}"
                 if most is not None and least != most:
                     wanted = f"{least} to {most}"
-                raise self.error(f"expected {wanted} {what} blob(s), got {got}")
-        if self.equal_bottoms_and_tops and num_bottoms != num_tops:
-            raise self.error(
+                return f"expected {wanted} {what} blob(s), got {got}"
+        if cls.equal_bottoms_and_tops and num_bottoms != num_tops:
+            return (
                 f"needs as many tops as bottoms, got {num_bottoms} bottom(s) and {num_tops} top(s)"
             )
+        return ""
 
 
 _registry: dict[str, type[Layer]] = {}

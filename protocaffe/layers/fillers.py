@@ -68,14 +68,19 @@ def fill(blob: Blob, filler: FillerParameter, rng: np.random.Generator, error: E
 
 def check_filler(filler: FillerParameter, shape: tuple[int, ...], error: ErrorMaker) -> None:
     """Raise what ``error`` makes if there is no such filler or it cannot fill this shape."""
+    check_type(filler, error)
+    problem = _problem(filler, shape)
+    if problem:
+        raise error(f"{filler.type} filler: {problem}")
+
+
+def check_type(filler: FillerParameter, error: ErrorMaker) -> None:
+    """Refuse a filler of a type that does not exist, with an exception that ``error`` makes."""
     if filler.type not in _FILLERS:
         raise error(
             f"unknown filler '{filler.type}'{did_you_mean(filler.type, _FILLERS)} "
             f"(known fillers: {', '.join(_FILLERS)})"
         )
-    problem = _problem(filler, shape)
-    if problem:
-        raise error(f"{filler.type} filler: {problem}")
 
 
 def _problem(filler: FillerParameter, shape: tuple[int, ...]) -> str | None:

@@ -18,7 +18,7 @@ _MOST_PLACES = 4
 _MOST_VALUES = 12
 _QUOTES = "\"'"
 _NOT_CLOSED = r'Expected "[}>]"'
-_EXPECTED = {
+EXPECTED = {
     FieldDescriptor.CPPTYPE_INT32: "a whole number from -2147483648 to 2147483647",
     FieldDescriptor.CPPTYPE_INT64: "a whole number",
     FieldDescriptor.CPPTYPE_UINT32: "a whole number from 0 to 4294967295",
@@ -27,6 +27,8 @@ _EXPECTED = {
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_STRING: "text in quotes",
 }
+"""What a value of each type looks like."""
+
 _V1_FIELDS = {"blobs_lr": "param { lr_mult: ... }", "weight_decay": "param { decay_mult: ... }"}
 
 
@@ -138,7 +140,7 @@ def _wrong_value(complaint: _Complaint) -> str:
     field = complaint.field
     if field is None:
         return f"unexpected {complaint.got}"
-    what = f"expected {_EXPECTED[field.cpp_type]} for '{field.name}', got {complaint.got}"
+    what = f"expected {EXPECTED[field.cpp_type]} for '{field.name}', got {complaint.got}"
     if field.full_name == "caffe.LayerParameter.type":
         what += " (a type without quotes belongs to the old 'layers' format)"
     return what

@@ -19,6 +19,9 @@ from protocaffe.proto.upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
 
+LINE_WIDTH = 100
+"""How long lines may get."""
+
 
 class Source:
     """Knows on which line of a prototxt each layer stands.
@@ -101,6 +104,28 @@ def format_text(message: Message) -> str:
     """Return the message as prototxt, fields in the order of their numbers, as Caffe prints it."""
     text = text_format.MessageToString(message, as_utf8=True)
     return re.sub(r"(?m)^( *\w+: -?\d+)\.0$", r"\1", text)  # Caffe: lr_mult: 1, not 1.0
+
+
+def format_compact(message: Message) -> str:
+    """Return what :func:`format_text` returns, with small blocks on one line.
+
+    Those are blocks inside others, such as ``pooling_param``, that have only values, or only one
+    small block, and fit on a line.
+    """
+    lines: list[str] = []
+    opened: list[int] = []
+    for line in format_text(message).splitlines():
+        lines.append(line)
+        if line.endswith("{"):
+            opened.append(len(lines) - 1)
+        elif line.endswith("}"):
+            start = opened.pop()
+            inside = [each.strip() for each in lines[start + 1 : -1]]
+            joined = " ".join([lines[start], *inside, "}"])
+            small = len(inside) == 1 or not any(each.endswith("}") for each in inside)
+            if opened and small and len(joined) <= LINE_WIDTH:
+                lines[start:] = [joined]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_text(path: StrPath) -> str:
