@@ -1,14 +1,22 @@
-"""Flags and checks that train, test and time share."""
+"""Flags and checks that several commands share."""
 
 from __future__ import annotations
 
+import logging
+
 from protocaffe.cli.flags import Flag
-from protocaffe.errors import ProtocaffeError
-from protocaffe.log import log
+from protocaffe.errors import ProtocaffeError, UsageError
+from protocaffe.log import init_log, log
 
 GPU = Flag("gpu", "GPU to run on; this version has the CPU engines only")
 LEVEL = Flag("level", "the net's level, for include and exclude rules", default=0)
 STAGE = Flag("stage", "the net's stages, separated by commas, for include and exclude rules")
+PHASE = Flag("phase", "the net's phase", default="TEST", choices=("TRAIN", "TEST"))
+SHAPE = Flag(
+    "shape",
+    "shapes of inputs or data, instead of those of the file or database, such as "
+    "data:1,3,224,224 (several separated by ;)",
+)
 ITERATIONS = Flag("iterations", "how many batches to run", default=50, at_least=1)
 ENGINE = Flag(
     "engine",
@@ -34,3 +42,28 @@ def use_cpu(gpu: str) -> None:
 def stages(flag: str) -> list[str]:
     """Split ``--stage`` as Caffe does: without the flag there is one stage with no name."""
     return flag.split(",")
+
+
+def shapes(flag: str) -> dict[str, tuple[int, ...]]:
+    """Read ``--shape``.
+
+    Raises:
+        UsageError: it is not like ``data:1,3,224,224;label:1``.
+    """
+    result = {}
+    for part in filter(None, flag.split(";")):
+        name, _, extents = part.rpartition(":")
+        try:
+            result[name.strip()] = tuple(int(extent) for extent in extents.split(","))
+        except ValueError:
+            name = ""
+        if not name or min(result[name.strip()]) < 1:
+            raise UsageError(
+                f"--shape: expected a blob and its extents, such as data:1,3,224,224, got '{part}'"
+            )
+    return result
+
+
+def log_warnings_only() -> None:
+    """Keep the log of a net's making out of what a command prints about the net."""
+    init_log(level=logging.WARNING)

@@ -107,6 +107,14 @@ class Layer:
         if any(propagate_down):
             raise self.error("has no gradient, but a layer below asks for one")
 
+    def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
+        """Return how many products with learned weights a forward pass adds up, shapes known.
+
+        Only layers that multiply matrices or filters count; element-wise work is 0, as in most
+        published figures.
+        """
+        return 0
+
     def allow_force_backward(self, bottom_index: int) -> bool:
         """Whether ``force_backward`` may ask for this bottom's gradient (not for labels)."""
         return True

@@ -214,6 +214,10 @@ class ConvolutionBase(Layer):
         self._image, self._grid = self._image_and_grid(extents, outputs)
         self._columns = Columns(self.geometry, self._image, self._grid)
 
+    def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
+        grid = bottom if self.transposed else top
+        return sum(blob.count for blob in grid) * math.prod(self.blobs[0].shape[1:])
+
     def output_extents(self, extents: Extents) -> Extents:
         """Return the top's spatial extents for a bottom's."""
         if self.transposed:

@@ -65,6 +65,9 @@ class InnerProduct(Layer):
             dx = self._rows(bottom[0].diff, self.num_input)
             self.xp.matmul(dy, self._weights(), out=dx)
 
+    def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
+        return top[0].count * self.num_input
+
     def _weights(self) -> Array:
         """View the weights as (num_output, K)."""
         weights = self.blobs[0].data

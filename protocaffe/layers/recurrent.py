@@ -202,6 +202,11 @@ class Recurrent(Layer):
             weights = self._static_weights.data
             self.xp.matmul(gradient, weights, out=bottom.diff.reshape(static.shape))
 
+    def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
+        every_step = sum(blob.count for blob in self.blobs if blob.num_axes == 2)
+        static = self._static_weights.count if self.has_static else 0
+        return bottom[1].count * (every_step - static) + bottom[1].shape[1] * static
+
     def unroll(self, inputs: Array, initial: Sequence[Array], output: Array) -> list[Array]:
         """Run all steps: set ``output`` (T, N, D) and return the final states.
 

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from benchmarks import nets
+from protocaffe.proto.text import format_text
+
+
+@pytest.fixture
+def lenet(tmp_path):
+    path = tmp_path / "lenet.prototxt"
+    path.write_text(format_text(nets.lenet(batch=64)))
+    return path
+
+
+def test_table(run_protocaffe, lenet):
+    done = run_protocaffe("summary", lenet)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    assert rows["Layer"] == ["Type", "Output", "Params", "M-adds", "Memory", "Field"]
+    assert rows["conv1"] == ["Convolution", "64x20x24x24", "520", "18.4", "M", "2.9", "MB", "5"]
+    assert rows["relu1"] == ["ReLU", "64x500", "28"]
+    assert " ".join(rows["Parameters"]) == "431,080 (1.7 MB)"
+    assert " ".join(rows["Mult-adds"]) == "146.8 M per forward pass, 2.3 M per image of 64"
+
+
+def test_json(run_protocaffe, lenet):
+    done = run_protocaffe("summary", lenet, "--json", "--shape=data:1,1,28,28")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["totals"] == {
+        "batch": 1,
+        "parameters": 431_080,
+        "multiply_adds": 2_293_000,
+        "parameter_memory": 1_724_320,
+        "memory": 78_784,
+    }
+
+
+def test_assumptions_are_told(run_protocaffe, tmp_path):
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "data" type: "Data" top: "data" transform_param { crop_size: 8 } '
+        'data_param { source: "gone" batch_size: 5 } }'
+    )
+    done = run_protocaffe("summary", "net.prototxt")
+    assert done.returncode == 0
+    assert (
+        "note: layer 'data' (net.prototxt:1): its data are missing; assumed to be 5x3x8x8"
+        in done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("1,3", "--shape: expected a blob and its extents, such as data:1,3,224,224, got '1,3'"),
+        ("data:1,x", "got 'data:1,x'"),
+        ("data:0,1", "got 'data:0,1'"),
+        ("dat:1,1,28,28", "cannot give blob 'dat' a shape; did you mean 'data'?"),
+    ],
+)
+def test_wrong_shapes(run_protocaffe, lenet, shape, message):
+    done = run_protocaffe("summary", lenet, f"--shape={shape}")
+    assert done.returncode == 2
+    assert message in done.stderr
