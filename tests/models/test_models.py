@@ -1,12 +1,16 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import read_net, read_solver
 from protocaffe.solvers.learning_rate import LearningRate
+from protocaffe.zoo.fetch import digest
 
 MODELS = Path(__file__).parents[2] / "models"
 FOLDERS = sorted(path.parent for path in MODELS.glob("*/readme.md"))
@@ -56,10 +60,36 @@ class TestModel:
         facts = front_matter(folder)
         assert facts["license"] == "BSD-2-Clause"
         assert facts["name"]
+        if "sha1" in facts:  # the weights ship
+            assert digest(folder / facts["caffemodel"]) == facts["sha1"]
+            return
         last = max(folder.glob("solver*.prototxt"), key=lambda path: read_solver(path)[0].max_iter)
         solver, _ = read_solver(last)
         written = f"{Path(solver.snapshot_prefix).name}_iter_{solver.max_iter}.caffemodel"
         assert facts["caffemodel"] == written
+
+
+def test_the_weights_that_ship_load():
+    shipped = [folder for folder in FOLDERS if "sha1" in front_matter(folder)]
+    assert {folder.name for folder in shipped} >= {"cifar10_quick", "digits"}
+    for folder in shipped:
+        weights = folder / front_matter(folder)["caffemodel"]
+        net = Net(folder / "deploy.prototxt", engine="numpy", weights=weights)
+        assert all(learnable.blob.data.any() for learnable in net.learnable)
+
+
+def test_the_digits_that_ship_are_as_good_as_their_readme_says():
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)) / 256
+    _, test = train_test_split(
+        np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0
+    )
+    net = Net(MODELS / "digits/deploy.prototxt", weights=MODELS / "digits/digits.caffemodel")
+    net.blobs["data"].reshape(360, 1, 8, 8)
+    net.blobs["data"].data[:, 0] = pixels[test]
+    net.forward()
+    right = net.blobs["prob"].data.argmax(axis=1) == digits.target[test]
+    assert right.mean() == pytest.approx(0.997, abs=0.003)
 
 
 def sizes(layer):
