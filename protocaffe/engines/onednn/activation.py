@@ -15,7 +15,17 @@ from protocaffe.engines.onednn.primitives import (
     operation,
 )
 from protocaffe.engines.onednn.statistics import kept
-from protocaffe.layers.activation import ELU, Clip, Neuron, PReLU, ReLU, Sigmoid, Swish, TanH
+from protocaffe.layers.activation import (
+    ELU,
+    Clip,
+    Neuron,
+    PReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    Swish,
+    TanH,
+)
 
 
 @kernel(ReLU)
@@ -24,6 +34,13 @@ def relu(plan: OneDnnPlan, node: LayerNode[ReLU]) -> bool:
     slope = node.layer.param.relu_param.negative_slope
     # The sign of y would not tell the sign of x if the slope were negative.
     return slope >= 0 and _neuron(plan, node, dnn.ELTWISE_RELU, dnn.ELTWISE_RELU_USE_DST, slope)
+
+
+@kernel(ReLU6)
+def relu6(plan: OneDnnPlan, node: LayerNode[ReLU6]) -> bool:
+    """ReLU6, fused as ReLU is. Of oneDNN's two kinds of clip, this one's gradient needs only y."""
+    algorithms = (dnn.ELTWISE_CLIP_V2, dnn.ELTWISE_CLIP_V2_USE_DST)
+    return _neuron(plan, node, *algorithms, alpha=0.0, beta=6.0)
 
 
 @kernel(ELU)
@@ -46,7 +63,12 @@ def sigmoid(plan: OneDnnPlan, node: LayerNode[Sigmoid]) -> bool:
 
 
 def _neuron(
-    plan: OneDnnPlan, node: LayerNode[Neuron], algorithm: int, gradient: int, alpha: float = 0.0
+    plan: OneDnnPlan,
+    node: LayerNode[Neuron],
+    algorithm: int,
+    gradient: int,
+    alpha: float = 0.0,
+    beta: float = 0.0,
 ) -> bool:
     """An element-wise function whose gradient follows from its result."""
     bottom, top = node.bottoms[0], node.tops[0]
@@ -54,7 +76,7 @@ def _neuron(
     forward = operation(
         runtime,
         "eltwise_forward",
-        *(dnn.FORWARD_TRAINING, algorithm, layout, layout, alpha, 0.0, None),
+        *(dnn.FORWARD_TRAINING, algorithm, layout, layout, alpha, beta, None),
     )
     if forward is None:
         return False
@@ -67,7 +89,7 @@ def _neuron(
         backward = operation(
             runtime,
             "eltwise_backward",
-            *(gradient, layout, layout, layout, alpha, 0.0, forward, None),
+            *(gradient, layout, layout, layout, alpha, beta, forward, None),
         )
         if backward is None:
             raise node.layer.error("oneDNN has this function for the layout, not its gradient")

@@ -21,6 +21,9 @@ from protocaffe.layers import Layer
 from protocaffe.layers.normalization import BatchNorm
 from protocaffe.layers.scale import Scale
 
+PLAIN = ("ReLU", 0)
+"""Type and negative slope of the one activation that oneDNN puts behind a normalisation."""
+
 
 @dataclass
 class Chain:
@@ -58,7 +61,7 @@ def find_chain(plan: OneDnnPlan, node: LayerNode[Any]) -> Chain | None:
 def bind_chain(plan: OneDnnPlan, chain: Chain) -> bool:
     """The whole chain as one primitive each way; its ReLU only where the slope is 0."""
     relu = chain.relu
-    if relu is not None and relu.layer.param.relu_param.negative_slope != 0:
+    if relu is not None and (relu.layer.type, relu.layer.param.relu_param.negative_slope) != PLAIN:
         chain.relu = relu = None
     norm, scale = chain.norm, chain.scale
     layer, bottom = norm.layer, norm.bottoms[0]

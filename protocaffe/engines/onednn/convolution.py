@@ -24,9 +24,16 @@ from protocaffe.engines.onednn.weighted import (
     settled_layout,
     weights_fit,
 )
-from protocaffe.layers.convolution import Convolution, ConvolutionBase
+from protocaffe.layers.convolution import (
+    Convolution,
+    ConvolutionBase,
+    ConvolutionDepthwise,
+    DepthwiseConvolution,
+)
 
 
+@kernel(DepthwiseConvolution)
+@kernel(ConvolutionDepthwise)
 @kernel(Convolution)
 def convolution(plan: OneDnnPlan, node: LayerNode[Convolution]) -> bool:
     """2-D convolution of one bottom; others run the layer's own code."""

@@ -276,7 +276,7 @@ class OneDnnPlan(Plan):
         reader = self.next_reader(node, top)
         fits = (
             reader is not None
-            and reader.layer.type == "ReLU"
+            and reader.layer.type in ("ReLU", "ReLU6")
             and reader.tops[0] is top
             and reader.layer.param.relu_param.negative_slope >= 0
             and not forced_own_code(reader.layer)

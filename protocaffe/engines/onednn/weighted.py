@@ -69,8 +69,15 @@ def find_epilogue(plan: OneDnnPlan, node: LayerNode[Layer]) -> Epilogue:
         layout = folded.factor.layout
         attributes.binary(dnn.BINARY_MUL, layout).binary(dnn.BINARY_ADD, layout)
     if relu is not None:
-        attributes.eltwise(dnn.ELTWISE_RELU, relu.layer.param.relu_param.negative_slope)
+        attributes.eltwise(*_function(relu.layer))
     return Epilogue(attributes, relu, folded)
+
+
+def _function(relu: Layer) -> tuple[int, float, float]:
+    """Return what a ReLU or ReLU6 is in oneDNN's words."""
+    if relu.type == "ReLU6":
+        return dnn.ELTWISE_CLIP_V2, 0.0, 6.0
+    return dnn.ELTWISE_RELU, relu.param.relu_param.negative_slope, 0.0
 
 
 def _foldable_chain(plan: OneDnnPlan, node: LayerNode[Layer]) -> Chain | None:
