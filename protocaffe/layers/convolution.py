@@ -337,22 +337,8 @@ class Convolution(ConvolutionBase):
                 self._spread(grid=y.diff, image=x.diff)
 
 
-class Depthwise(Convolution):
-    """A convolution with a group for every channel, unless ``group`` says else."""
-
-    settings = ("convolution_param",)
-
-    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        param = self.param.convolution_param
-        channels = bottom[0].shape[self.canonical_axis(param.axis, bottom[0])]
-        for field in ("group", "num_output"):
-            if not param.HasField(field):
-                setattr(param, field, channels)
-        super().setup(bottom, top)
-
-
 @register("ConvolutionDepthwise")
-class ConvolutionDepthwise(Depthwise):
+class ConvolutionDepthwise(Convolution):
     """Convolution with a group for every channel: y[c] = bias[c] + W[c] cross-correlated with x[c].
 
     ``num_output`` and ``group`` may be left out.
@@ -368,9 +354,19 @@ class ConvolutionDepthwise(Depthwise):
                 weight_filler { type: "msra" } } }
     """
 
+    settings = ("convolution_param",)
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        param = self.param.convolution_param
+        channels = bottom[0].shape[self.canonical_axis(param.axis, bottom[0])]
+        for field in ("group", "num_output"):
+            if not param.HasField(field):
+                setattr(param, field, channels)
+        super().setup(bottom, top)
+
 
 @register("DepthwiseConvolution")
-class DepthwiseConvolution(Depthwise):
+class DepthwiseConvolution(ConvolutionDepthwise):
     """ConvolutionDepthwise under its other name: y[c] = bias[c] + W[c] cross-correlated with x[c].
 
     Bottoms: x (N, C, H, W), as Convolution. Tops: y (N, C, H', W').
