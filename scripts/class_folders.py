@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocaffe.data.convert import ImageOptions, convert_images, scan_classes, shuffled
+from protocaffe.data.convert import ImageOptions, convert_images
 from protocaffe.data.database import open_database
+from protocaffe.data.entries import scan_classes, shuffled
 from protocaffe.data.mean import image_mean, write_mean
 from protocaffe.errors import DataError, ProtocaffeError
 from protocaffe.log import init_log

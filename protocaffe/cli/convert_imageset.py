@@ -15,14 +15,8 @@ from argparse import Namespace
 
 from protocaffe.cli.counting import counting_progress
 from protocaffe.cli.flags import Flag
-from protocaffe.data.convert import (
-    Entry,
-    ImageOptions,
-    convert_images,
-    read_list,
-    scan_classes,
-    shuffled,
-)
+from protocaffe.data.convert import ImageOptions, convert_images
+from protocaffe.data.entries import Entry, read_list, scan_classes, shuffled
 from protocaffe.log import log
 
 FLAGS = [
@@ -35,7 +29,8 @@ FLAGS = [
     Flag("backend", "kind of database", default="lmdb", choices=("lmdb", "leveldb")),
     Flag("resize_width", "width to resize to, in pixels; 0 keeps it", default=0, at_least=0),
     Flag("resize_height", "height to resize to, in pixels; 0 keeps it", default=0, at_least=0),
-    Flag("check_size", "refuse images whose data is not as long as the first's", default=False),
+    Flag("check_size", "refuse images of another size, or other channels, than the first", False),
+    Flag("strict", "stop at a file that cannot be read, instead of skipping it", default=False),
     Flag("encoded", "store compressed images instead of pixels", default=False),
     Flag("encode_type", "how to compress: png, jpg ...; default: as the file is"),
     Flag("force", "replace DB if it exists", default=False),
@@ -51,6 +46,8 @@ def run(flags: Namespace) -> int:
         resize_height=flags.resize_height,
         resize_width=flags.resize_width,
     )
+    if flags.encode_type and not flags.encoded:
+        log.info("encode_type specified, assuming encoded=true.")
     root, entries, class_names = _sources(flags)
     log.info("A total of %d images.", len(entries))
     with counting_progress(len(entries)) as progress:
@@ -62,6 +59,7 @@ def run(flags: Namespace) -> int:
             backend=flags.backend,
             class_names=class_names,
             check_size=flags.check_size,
+            strict=flags.strict,
             force=flags.force,
             progress=progress,
         )

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from protocaffe.data.batches import BatchFiller
-from protocaffe.data.convert import MAX_LABEL, read_numbered_list
 from protocaffe.data.datum import Array, decode_image, planar, resize_image
+from protocaffe.data.entries import MAX_LABEL, read_numbered_list
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
 from protocaffe.proto.files import StrPath

@@ -1,4 +1,4 @@
-"""Work done ahead: threads fill a ring of buffers, the consumer gets them in order."""
+"""Work done ahead in threads, its results in order: a ring of buffers, and a plain map."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Buffer = TypeVar("Buffer")
+Result = TypeVar("Result")
 
 MAX_THREADS = 4
 
@@ -22,6 +26,34 @@ def default_threads() -> int:
     others only help when data is what everything waits for.
     """
     return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
+) -> Generator[Result, None, None]:
+    """Yield what a function returns for each item, in order; threads run only a little ahead.
+
+    Close the generator to stop the threads before the end.
+
+    Args:
+        function: what to call, from several threads at once.
+        items: its arguments.
+        threads: how many; :func:`default_threads` unless told otherwise.
+    """
+    threads = threads or default_threads()
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            while True:
+                ahead = threads + 1 - len(waiting)
+                waiting += [pool.submit(function, item) for item in islice(left, ahead)]
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class Prefetcher(Generic[Item, Buffer]):

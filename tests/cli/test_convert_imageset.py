@@ -73,15 +73,32 @@ def test_what_was_skipped_is_counted(run_protocaffe, folder):
     done = run_protocaffe("convert_imageset", "images/", "list.txt", "db", cwd=folder)
     assert done.returncode == 0
     assert messages(done.stderr)[2:] == [
-        "Could not open or find file images/im07.png",
+        "Could not open or find file images/im07.png (list.txt:8: No such file or directory)",
         "Processed 39 files.",
         "1 of 40 files were skipped.",
     ]
 
 
+def test_strict_stops_at_a_bad_file(run_protocaffe, folder):
+    (folder / "images" / "im07.png").write_bytes(b"no image")
+    words = ["--strict", "images/", "list.txt", "db"]
+    done = run_protocaffe("convert_imageset", *words, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "protocaffe convert_imageset: list.txt:8: image 'images/im07.png': is no image, or a "
+        "damaged one"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["dbs", "images", "list.txt"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (
+            ["--check_size", "images/", "list.txt", "db"],
+            1,
+            "list.txt:8: image 'images/im07.png' is 3 x",
+        ),
         (["images/", "list.txt", "dbs"], 1, "'dbs' exists already"),
         (["images/", "none.txt", "db"], 1, "list file 'none.txt': No such file"),
         (["images", "list.txt", "db"], 1, "none of the 40 files could be read"),

@@ -11,15 +11,20 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_cleans_up_and_a_second_one_waits(number):
-    steps = []
-    with pytest.raises(Terminated) as caught, orderly_ends():
+def be_ended_twice(number, steps):
+    with orderly_ends():
         try:
             send(number)
         finally:
             send(number)
             steps.append("cleaned up")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_waits_for_the_cleaning_up(number):
+    steps = []
+    with pytest.raises(Terminated) as caught:
+        be_ended_twice(number, steps)
     assert steps == ["cleaned up"]
     assert caught.value.number == number
     assert signal.getsignal(number) is signal.SIG_DFL

@@ -1,27 +1,17 @@
 import hashlib
-import os
-import random
+import re
 import shutil
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
 import pytest
 
-from protocaffe.data import convert
-from protocaffe.data.convert import (
-    Entry,
-    ImageOptions,
-    convert_images,
-    image_datum,
-    read_list,
-    scan_classes,
-    shuffled,
-)
+from protocaffe.data import reader
+from protocaffe.data.convert import ImageOptions, convert_images, image_datum
 from protocaffe.data.database import open_database
 from protocaffe.data.datum import datum_array
+from protocaffe.data.entries import Entry, read_list
+from protocaffe.data.reader import ImageError
 from protocaffe.errors import DataError
 from protocaffe.proto.caffe_pb2 import Datum
 from tests.data.samples import GOLDEN, png, random_images, recorded
@@ -49,7 +39,7 @@ def records(path, backend="lmdb"):
 )
 @pytest.mark.parametrize("threads", [1, 3])
 def test_records_are_those_of_caffe(name, options, threads, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "CHUNK", 7)
+    monkeypatch.setattr(reader, "CHUNK", 7)
     backend = name.rpartition("_")[2]
     if backend == "leveldb":
         pytest.importorskip("plyvel", reason="LevelDB databases need plyvel")
@@ -160,9 +150,10 @@ def test_which_encoded_datums_hold_the_file_itself(image, suffix, options, as_it
         assert datum_array(datum).shape[0] == channels
 
 
-def test_bytes_that_are_no_image():
-    assert image_datum(b"nothing", "x.png", 0, ImageOptions()) is None
-    assert image_datum(b"", "x.png", 0, ImageOptions()) is None
+@pytest.mark.parametrize("content", [b"nothing", b""])
+def test_bytes_that_are_no_image(content):
+    with pytest.raises(ImageError, match="is no image"):
+        image_datum(content, "x.png", 0, ImageOptions())
 
 
 @pytest.mark.parametrize(
@@ -183,116 +174,10 @@ def test_a_name_that_does_not_say_how_to_encode():
         image_datum(png(COLOR), "x", 0, ImageOptions(encoded=True))
 
 
-def test_lists(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"a b/c.png 3\r\n\n  d.png\t 2147483647\n\xff.png 0")
-    assert read_list(path) == [
-        ("a b/c.png", 3),
-        ("d.png\t", 2147483647),
-        (os.fsdecode(b"\xff.png"), 0),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("b.png", "expected 'path label' with a space between, got 'b.png'"),
-        ("b.png\t1", "expected 'path label' with a space"),
-        ("b.png x", "label 'x' is no whole number"),
-        ("b.png 1_0", "label '1_0' is no whole number"),
-        ("b.png 1.0", "label '1.0' is no whole number"),
-        ("b.png -1", "label -1 is out of range; legal are 0 to 2147483647"),
-        ("b.png 2147483648", "label 2147483648 is out of range"),
-    ],
-)
-def test_bad_lines_of_lists(tmp_path, line, message):
-    path = tmp_path / "list.txt"
-    path.write_text(f"a.png 0\n{line}\n")
-    with pytest.raises(DataError) as caught:
-        read_list(path)
-    assert str(caught.value).startswith(f"{path}:2: {message}")
-
-
-def test_lists_that_are_missing_or_empty(tmp_path):
-    with pytest.raises(DataError, match=r"none\.txt': No such file"):
-        read_list(tmp_path / "none.txt")
-    (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(DataError, match=r"empty\.txt' is empty"):
-        read_list(tmp_path / "empty.txt")
-
-
-@pytest.fixture
-def classes(tmp_path):
-    """A folder of class folders with five images."""
-    root = tmp_path / "images"
-    for name in ("cat/2.png", "cat/10.PNG", "cat/more/1.png", "dog/b.png", "dog/a.png"):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(COLOR))
-    (root / "readme.txt").write_text("no image")
-    (root / "cat" / "notes.txt").write_text("no image")
-    (root / "cat" / ".hidden.png").write_bytes(b"")
-    (root / ".git").mkdir()
-    return root
-
-
-def test_folders_of_classes(classes, tmp_path):
-    entries, names = scan_classes(classes)
-    assert names == ["cat", "dog"]
-    assert entries == [
-        ("cat/10.PNG", 0),
-        ("cat/2.png", 0),
-        ("cat/more/1.png", 0),
-        ("dog/a.png", 1),
-        ("dog/b.png", 1),
-    ]
-    convert_images(f"{classes}/", entries, tmp_path / "db", class_names=names)
-    assert (tmp_path / "db" / "labels.txt").read_text() == "cat\ndog\n"
-    assert [(key, datum.label) for key, datum in records(tmp_path / "db")][2:4] == [
-        ("00000002_cat/more/1.png", 0),
-        ("00000003_dog/a.png", 1),
-    ]
-
-
-def test_folders_without_images(tmp_path):
-    (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match="has no images in folders of its own"):
-        scan_classes(tmp_path)
-    with pytest.raises(DataError, match="none': No such file"):
-        scan_classes(tmp_path / "none")
-
-
-def test_shuffling_follows_the_seed():
-    entries = [Entry(str(number), 0) for number in range(50)]
-    assert shuffled(entries, 1) == shuffled(entries, 1) != shuffled(entries, 2)
-    assert sorted(shuffled(entries, 1)) == sorted(entries)
-
-
-def test_files_that_cannot_be_read_are_skipped(tmp_path, caplog):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "good.png").write_bytes(png(COLOR))
-    (folder / "bad.png").write_bytes(b"no image")
-    (folder / "folder.png").mkdir()
-    names = ["bad.png", "good.png", "none.png", "folder.png", "good.png"]
-    entries = [Entry(name, number) for number, name in enumerate(names)]
-    result = convert_images(f"{folder}/", entries, tmp_path / "db")
-    assert result.written == 2
-    assert result.skipped == [f"{folder}/{name}" for name in ("bad.png", "none.png", "folder.png")]
-    assert [key for key, _ in records(tmp_path / "db")] == [
-        "00000001_good.png",
-        "00000004_good.png",
-    ]
-    for name in result.skipped:
-        assert f"Could not open or find file {name}" in caplog.text
-
-
-def test_nothing_that_can_be_read(tmp_path):
-    with pytest.raises(
-        DataError, match=r"none of the 40 files could be read, .*end it with a slash"
-    ):
-        convert_images(IMAGES[:-1], read_list(GOLDEN / "list.txt"), tmp_path / "db")
-    assert os.listdir(tmp_path) == []
+def test_class_names_lie_in_the_database(tmp_path):
+    entry = Entry("gray.png", 1)
+    convert_images(IMAGES, [entry], tmp_path / "db", class_names=["cat", "my dog"])
+    assert (tmp_path / "db" / "labels.txt").read_text() == "cat\nmy dog\n"
 
 
 def test_no_entries_at_all(tmp_path):
@@ -300,18 +185,37 @@ def test_no_entries_at_all(tmp_path):
         convert_images(IMAGES, [], tmp_path / "db")
 
 
-def test_sizes_are_checked_on_request(tmp_path):
+@pytest.mark.parametrize(
+    ("second", "options", "size"),
+    [
+        (COLOR[1:], {}, "3 x 5 x 5, those before it 3 x 6 x 5"),
+        (COLOR.transpose(1, 0, 2), {}, "3 x 5 x 6, those before it 3 x 6 x 5"),
+        (COLOR[1:], {"encoded": True}, "3 x 5 x 5, those before it 3 x 6 x 5"),
+        (GRAY, {"encoded": True}, "1 x 6 x 5, those before it 3 x 6 x 5"),
+    ],
+    ids=["smaller", "turned", "encoded", "gray among colored"],
+)
+def test_sizes_are_checked_on_request(tmp_path, second, options, size):
     (tmp_path / "1.png").write_bytes(png(COLOR))
-    (tmp_path / "2.png").write_bytes(png(COLOR[1:]))
-    entries = [Entry("1.png", 0), Entry("2.png", 0)]
-    with pytest.raises(DataError, match=r"2\.png' gives 75 bytes of data, the images before it 90"):
-        convert_images(f"{tmp_path}/", entries, tmp_path / "db", check_size=True)
+    (tmp_path / "2.png").write_bytes(png(second))
+    entries = [Entry("1.png", 0, "list.txt:1"), Entry("2.png", 0, "list.txt:2")]
+    words = f"{tmp_path}/", entries, tmp_path / "db", ImageOptions(**options)
+    message = f"list.txt:2: image '{tmp_path}/2.png' is {size}"
+    with pytest.raises(DataError, match=re.escape(message)):
+        convert_images(*words, check_size=True)
     assert not (tmp_path / "db").exists()
-    convert_images(f"{tmp_path}/", entries, tmp_path / "db")
+    convert_images(*words)
+
+
+def test_sizes_that_are_equal_pass_the_check(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(COLOR))
+    (tmp_path / "2.png").write_bytes(png(GRAY))
+    entries = [Entry("1.png", 0), Entry("2.png", 0)]
+    assert convert_images(f"{tmp_path}/", entries, tmp_path / "db", check_size=True).written == 2
 
 
 def test_progress_counts_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "CHUNK", 15)
+    monkeypatch.setattr(reader, "CHUNK", 15)
     done = []
     entries = read_list(GOLDEN / "list.txt")
     convert_images(IMAGES, entries, tmp_path / "db", progress=done.append)
@@ -333,33 +237,6 @@ def test_an_existing_database_is_refused_before_any_work(tmp_path):
     with pytest.raises(DataError, match="exists already"):
         convert_images(IMAGES, [Entry("im00.jpg", 0)], tmp_path / "db", progress=started.append)
     assert not started
-
-
-SLOW = """
-import sys, time
-from protocaffe.data import convert
-convert.CHUNK = 1
-def slow(*arguments):
-    time.sleep(0.005)
-    return b"datum"
-convert._file_datum = slow
-convert.convert_images("", [convert.Entry("x", 0)] * 5000, sys.argv[1])
-"""
-
-
-def test_an_interrupted_conversion_leaves_nothing(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path / "db")], stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 20
-    while not os.listdir(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(random.Random(0).random() / 5)
-    assert not (tmp_path / "db").exists()
-    process.send_signal(2)
-    _, errors = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in errors
-    assert os.listdir(tmp_path) == []
 
 
 def test_the_list_of_a_copied_folder_still_fits(tmp_path):

@@ -76,7 +76,10 @@ def test_cifar10_databases_and_mean_from_a_zip_file(tree, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda tree: (tree / "test" / "cat").mkdir(), "train has the classes"),
+        (
+            lambda tree: (tree / "test" / "bee").rename(tree / "test" / "cat"),
+            "train has the classes",
+        ),
         (lambda tree: (tree / "train").rename(tree / "training"), "has no folder 'train'"),
         (lambda tree: tree.rename(tree.with_name("other")), "expected a folder or a zip file"),
     ],
