@@ -30,6 +30,8 @@ COMMANDS = {
     "summary": "show shapes, parameters and multiply-adds of a net",
     "layers": "list the layer types, or explain one",
     "convert_imageset": "make a database from a list of images",
+    "convert_mnist_data": "make a database from MNIST's original files",
+    "convert_cifar_data": "make the databases from CIFAR-10's original files",
     "compute_image_mean": "average the images of a database",
     "extract_features": "store what blobs of a net hold in databases",
     "parse_log": "make tables of the log of a training",
