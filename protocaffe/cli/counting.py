@@ -10,8 +10,11 @@ from protocaffe.log import log_above
 
 
 @contextmanager
-def counting_progress(total: int) -> Iterator[Callable[[int], None] | None]:
+def counting_progress(total: int | None) -> Iterator[Callable[[int], None] | None]:
     """Show how many of ``total`` are done below the log, while the block runs.
+
+    Args:
+        total: None if it is not known before.
 
     Yields:
         What to call with the number done so far; None where stderr is no terminal.
