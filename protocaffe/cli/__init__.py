@@ -29,6 +29,7 @@ COMMANDS = {
     "device_query": "print what this machine can compute with",
     "summary": "show shapes, parameters and multiply-adds of a net",
     "layers": "list the layer types, or explain one",
+    "zoo": "list, copy and download models",
     "convert_imageset": "make a database from a list of images",
     "convert_mnist_data": "make a database from MNIST's original files",
     "convert_cifar_data": "make the databases from CIFAR-10's original files",

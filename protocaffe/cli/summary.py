@@ -96,16 +96,16 @@ def _parameters(layer: LayerSummary) -> str:
 
 def _weigh(multiply_adds: int, heaviest: int) -> Text:
     """Return the count, bold if it is at least half of the heaviest layer's."""
-    text = _scaled(multiply_adds) if multiply_adds else ""
+    text = scaled(multiply_adds) if multiply_adds else ""
     return Text(text, style="bold" if multiply_adds and 2 * multiply_adds >= heaviest else "")
 
 
 def _totals(summary: Summary) -> Iterator[Text]:
     batch, work = summary.batch, summary.multiply_adds
-    per_image = f", {_scaled(work // batch)} per image of {batch}" if batch > 1 else ""
+    per_image = f", {scaled(work // batch)} per image of {batch}" if batch > 1 else ""
     rows = {
         "Parameters": f"{summary.parameters:,} ({_bytes(summary.parameter_memory)})",
-        "Mult-adds": f"{_scaled(work)} per forward pass{per_image}",
+        "Mult-adds": f"{scaled(work)} per forward pass{per_image}",
         "Memory": f"{_bytes(summary.memory)} of blobs, and as much again to train",
     }
     for label, text in rows.items():
@@ -120,10 +120,10 @@ def _extents(extents: tuple[int, ...]) -> str:
 
 
 def _bytes(count: int) -> str:
-    return f"{_scaled(count)}B"
+    return f"{scaled(count)}B"
 
 
-def _scaled(count: int) -> str:
+def scaled(count: int) -> str:
     """Return three to four digits and a power of 1000: 105.4 M."""
     value, unit = float(count), ""
     for unit in ("", "k", "M", "G", "T"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from protocaffe.data.aside import FolderAside
 from protocaffe.errors import FileError, UsageError
 from protocaffe.log import log
 from protocaffe.proto.files import StrPath
@@ -50,16 +49,15 @@ def download_gist(gist: str, folder: StrPath = "models", *, host: str = HOST) ->
     target = Path(folder, match[1].replace("/", "-"))
     if target.exists():
         raise FileError(f"{target}: is there already; move it away to download it anew")
+    address = f"{host}/{match[1]}/download"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=folder) as scratch:
-            archive, made = Path(scratch, "gist.zip"), Path(scratch, "model")
-            address = f"{host}/{match[1]}/download"
+        with FolderAside(target) as aside:
+            made = Path(aside.folder)
+            archive = made / DOWNLOADED
             fetch([address], archive)
-            made.mkdir()
             _unpack(archive, made, address)
-            (made / DOWNLOADED).write_text(f"{host}/{match[1]}\n")
-            os.rename(made, target)
+            archive.write_text(f"{host}/{match[1]}\n")
     except OSError as error:
         raise FileError(f"{target}: cannot be written: {error.strerror}") from None
     if not (target / README).exists():
