@@ -19,10 +19,10 @@ class PriorBox(Layer):
     """The boxes that predictions start from: the same ones around every pixel of a feature map.
 
     For each ``min_size`` s, in this order: a square of side s; if there are ``max_size``s, one of
-    side sqrt(s max_size) =: t; and for each ``aspect_ratio`` r but 1 (with ``flip``, 1 / r behind
-    it) a box of t sqrt(r) x t / sqrt(r), t = s without max_size. Centres lie at
-    (column + offset) step and (row + offset) step. All in pixels of the image, then divided by
-    its size. The values depend on shapes alone, so gradients are 0.
+    side sqrt(s max_size); and for each ``aspect_ratio`` r but 1 (with ``flip``, 1 / r behind it) a
+    box of s sqrt(r) x s / sqrt(r). Centres lie at (column + offset) step and (row + offset) step.
+    All in pixels of the image, then divided by its size. The values depend on shapes alone, so
+    gradients are 0.
 
     Bottoms: a feature map (N, C, H, W); the image, for its size. Tops: (1, 2, H W boxes 4), first
     the boxes row by row, then the variances of their four numbers.
@@ -106,8 +106,8 @@ class PriorBox(Layer):
             side = float(int(small))
             sizes.append((side, side))
             if param.max_size:
-                side = math.sqrt(int(small) * int(param.max_size[index]))
-                sizes.append((side, side))
+                larger = math.sqrt(int(small) * int(param.max_size[index]))
+                sizes.append((larger, larger))
             sizes += [(side * math.sqrt(ratio), side / math.sqrt(ratio)) for ratio in ratios]
         return sizes
 
