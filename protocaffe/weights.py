@@ -93,6 +93,7 @@ def match_layers(layers: Sequence[StoredLayer], params: Mapping[str, Sequence[Bl
             if layer.blobs:
                 matching.left_out.append(layer.name)
             continue
+        layer = _reordered(layer, targets)
         refusal = _refusal(layer, targets, shared)
         if refusal:
             matching.refused.append(f"layer '{layer.name}' {refusal}")
@@ -127,12 +128,29 @@ def _shared(params: Mapping[str, Sequence[Blob]]) -> set[tuple[str, int]]:
     return shared
 
 
+def _reordered(layer: StoredLayer, targets: Sequence[Blob]) -> StoredLayer:
+    """Bring a BatchNorm of NVIDIA's Caffe 0.15 into the order of later ones.
+
+    It stored scale, bias, mean, variance and a number; later ones store mean, variance, number,
+    scale, bias. Only the place of the number tells them apart.
+    """
+    channels = targets[0].count if targets else 0
+    counts = [math.prod(blob.shape) for blob in layer.blobs.values()]
+    later = [channels, channels, 1, channels, channels]
+    if [blob.count for blob in targets] != later or counts != [*[channels] * 4, 1]:
+        return layer
+    order = (2, 3, 4, 0, 1)
+    blobs = {place: layer.blobs[old] for place, old in enumerate(order)}
+    return StoredLayer(layer.name, blobs)
+
+
 def _refusal(layer: StoredLayer, targets: Sequence[Blob], shared: set[tuple[str, int]]) -> str:
     """Say why a layer's blobs do not fit; an empty string if they do."""
     missing = [i for i in range(len(targets)) if i not in layer.blobs]
     unknown = [i for i in layer.blobs if i >= len(targets)]
     if unknown or any((layer.name, i) not in shared for i in missing):
-        return f"has {len(layer.blobs)} blob(s) there but {len(targets)} in the net"
+        what = f"has {len(layer.blobs)} blob(s) there but {len(targets)} in the net"
+        return what + _nvidia_hint(layer, targets)
     for place, blob in layer.blobs.items():
         wanted = targets[place].shape
         if not _fits(blob.shape, wanted):
@@ -143,10 +161,29 @@ def _refusal(layer: StoredLayer, targets: Sequence[Blob], shared: set[tuple[str,
     return ""
 
 
+def _nvidia_hint(layer: StoredLayer, targets: Sequence[Blob]) -> str:
+    """Say what to do about five blobs for a BatchNorm of three."""
+    counts = [blob.count for blob in targets]
+    if len(layer.blobs) != 5 or len(counts) != 3 or counts != [counts[0], counts[0], 1]:
+        return ""
+    return (
+        "; a BatchNorm of NVIDIA's Caffe has a scale and a bias of its own: "
+        "write batch_norm_param { scale_bias: true }"
+    )
+
+
 def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Accept equal shapes, and old 4-D ones padded with 1 at the front."""
+    """Accept equal shapes, old 4-D ones padded with 1 at the front, and vectors as vectors.
+
+    A number per channel is (C) here and (1, C) or (1, C, 1, 1) there.
+    """
     padded = (*[1] * (4 - len(wanted)), *wanted)
-    return found == wanted or (len(found) == 4 and found == padded)
+    vectors = all(sum(extent != 1 for extent in shape) <= 1 for shape in (found, wanted))
+    return (
+        found == wanted
+        or (len(found) == 4 and found == padded)
+        or (vectors and math.prod(found) == math.prod(wanted))
+    )
 
 
 def copy_blob(blob: StoredBlob, target: Storage, name: str) -> None:
