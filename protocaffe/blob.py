@@ -8,12 +8,18 @@ data, and parameters with one name share both.
 A storage knows where its truth is, as Caffe's synced memory does. It lives in
 a host array (C order, the net's dtype), in an engine's own buffer (blocked
 memory, a device), or in both; whoever asks gets it moved there first.
+
+``blob.data`` may be kept: it is always the same memory. A storage knows while
+somebody holds such an array (or any view of it); before an engine runs, what
+the holder wrote is taken for the truth, and after that the results are brought
+into the array. Where nobody holds one this costs nothing.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -59,7 +65,7 @@ class Storage:
         truth: which copy is up to date.
     """
 
-    __slots__ = ("_host", "count", "dtype", "native", "truth")
+    __slots__ = ("_held", "_host", "_whole", "count", "dtype", "native", "truth")
 
     def __init__(self, count: int, dtype: npt.DTypeLike = np.float32) -> None:
         self.count = count
@@ -67,9 +73,52 @@ class Storage:
         self.native: NativeBuffer | None = None
         self.truth = Truth.ZERO
         self._host: Array | None = None
+        self._whole: Array | None = None
+        self._held: weakref.ref[Array] | None = None
 
     def __repr__(self) -> str:
         return f"Storage({self.count}, {self.dtype}, {self.truth.name})"
+
+    def array(self) -> Array:
+        """Return the flat host array for somebody who may keep it, read it and write to it."""
+        host = self.host_write()
+        held = self._holders_array()
+        if held is None:
+            # Views of an array whose memory is not another array's keep that array alive.
+            held = np.asarray(host.data)
+            self._held, self._whole = weakref.ref(held), host
+        return held[: self.count]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody still has an array that :meth:`array` returned, or a view of it."""
+        return self._holders_array() is not None
+
+    def take_from_holders(self) -> None:
+        """Make what holders may have written the truth."""
+        if self._held is not None and self.is_held:
+            self.host_write()
+
+    def give_to_holders(self) -> None:
+        """Bring the truth into the holders' arrays."""
+        if self._held is not None and self.is_held:
+            self.host_read()
+
+    def resized(self, count: int) -> Storage:
+        """Return storage for another count; fewer numbers keep their values.
+
+        While somebody holds an array that is large enough, it stays the memory.
+        """
+        new = Storage(count, self.dtype)
+        held = self._holders_array()
+        if held is not None and self._whole is not None and count <= held.size:
+            self.host_read()
+            new._held, new._whole = self._held, self._whole
+            new._host = self._whole[:count]
+            new.truth = Truth.HOST
+        elif count < self.count and self.truth is not Truth.ZERO:
+            new.host_overwrite()[:] = self.host_read()[:count]
+        return new
 
     def host_read(self) -> Array:
         """Return the flat host array, up to date; the caller promises not to write to it."""
@@ -77,7 +126,7 @@ class Storage:
         if truth is Truth.HOST or truth is Truth.BOTH:
             assert self._host is not None
             return self._host
-        host = self._host_array()
+        host = self.host_memory()
         if truth is Truth.ZERO:
             host.fill(0)
             self.truth = Truth.HOST
@@ -96,7 +145,7 @@ class Storage:
 
     def host_overwrite(self) -> Array:
         """Return the flat host array with any content; the caller fills it completely."""
-        host = self._host_array()
+        host = self.host_memory()
         self.truth = Truth.HOST
         return host
 
@@ -128,7 +177,7 @@ class Storage:
             self.truth = Truth.HOST
         old_host, self.native = self._host, native
         view = native.host_view() if native is not None else None
-        if view is None:
+        if view is None or self.is_held:
             # A host array that was the old native buffer's own memory is left to that buffer.
             return
         if self.truth is Truth.HOST and old_host is not None and old_host is not view:
@@ -138,15 +187,20 @@ class Storage:
     def zero(self) -> None:
         """Make every number 0 without touching memory until somebody reads."""
         self.truth = Truth.ZERO
+        self.give_to_holders()
+
+    def host_memory(self) -> Array:
+        """Return the flat host array with any content, without making it the truth."""
+        if self._host is None:
+            self._host = aligned_empty(self.count, self.dtype)
+        return self._host
 
     def _host_is_native(self) -> bool:
         view = self.native.host_view() if self.native is not None else None
         return view is not None and view is self._host
 
-    def _host_array(self) -> Array:
-        if self._host is None:
-            self._host = aligned_empty(self.count, self.dtype)
-        return self._host
+    def _holders_array(self) -> Array | None:
+        return None if self._held is None else self._held()
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:
@@ -175,8 +229,8 @@ class Blob:
         shape: the extents, at most 32 of them; ``()`` is a scalar of count 1.
         dtype: ``float32`` unless told otherwise.
 
-    ``data`` and ``diff`` are NumPy arrays of that shape; write into them with
-    ``blob.data[...] = x``.
+    ``data`` and ``diff`` are NumPy arrays of that shape and never copies: write into them with
+    ``blob.data[...] = x``, or keep one and find there what the net computed last.
     """
 
     def __init__(self, shape: Iterable[int] = (0,), dtype: npt.DTypeLike = np.float32) -> None:
@@ -204,13 +258,21 @@ class Blob:
 
     @property
     def data(self) -> Array:
-        """The values on the host, in ``shape``; may be written to."""
-        return self.data_storage.host_write().reshape(self.shape)
+        """The values on the host, in ``shape``; may be kept and written to."""
+        return self.data_storage.array().reshape(self.shape)
+
+    @data.setter
+    def data(self, values: npt.ArrayLike) -> None:
+        assign(self.data, values, "the blob's data")
 
     @property
     def diff(self) -> Array:
-        """The gradient on the host, in ``shape``; may be written to."""
-        return self.diff_storage.host_write().reshape(self.shape)
+        """The gradient on the host, in ``shape``; may be kept and written to."""
+        return self.diff_storage.array().reshape(self.shape)
+
+    @diff.setter
+    def diff(self, values: npt.ArrayLike) -> None:
+        assign(self.diff, values, "the blob's diff")
 
     @property
     def num(self) -> int:
@@ -248,8 +310,8 @@ class Blob:
     def reshape(self, *shape: int | Iterable[int]) -> None:
         """Change the shape, as ``reshape(2, 3)`` or ``reshape((2, 3))``.
 
-        Values are kept while the count stays the same; otherwise the blob gets new, zeroed
-        storage of its own and shares nothing any more.
+        Values are kept while the count stays the same or falls. With another count the blob
+        gets storage of its own and shares nothing any more; with a larger one it reads as zeros.
         """
         extents: Iterable[int]
         if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
@@ -259,9 +321,9 @@ class Blob:
         self.shape = _checked_shape(extents)
         count = self.count
         if count != self.data_storage.count:
-            self.data_storage = Storage(count, self.dtype)
+            self.data_storage = self.data_storage.resized(count)
         if count != self.diff_storage.count:
-            self.diff_storage = Storage(count, self.dtype)
+            self.diff_storage = self.diff_storage.resized(count)
 
     def share_data(self, other: Blob) -> None:
         """Use the other blob's data from now on (equal counts)."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from protocaffe.assembly import Assembly, LearnableParam, fill_loss_weights, guarded
-from protocaffe.blob import Array, Blob, assign
+from protocaffe.blob import Blob, Storage
+from protocaffe.calls import MOMENTS, LayerCallback, Named, NetCalls
 from protocaffe.debug import log_backward, log_forward, log_norms
 from protocaffe.engines import Engine, LayerNode, Plan, get_engine
 from protocaffe.errors import (
     NetError,
-    UnknownNameError,
     UsageError,
-    did_you_mean,
 )
 from protocaffe.graph import Graph, build_graph, merge_state
 from protocaffe.graph.backward import BackwardFacts, decide_backward
@@ -32,27 +32,19 @@ from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.weights import encode_layer, load_weights, save_weights
 
-Value = TypeVar("Value")
+Weights = str | Path | Sequence[str | Path]
 
 
-class Named(OrderedDict[str, Value]):
-    """A dict by name that says which name was probably meant."""
-
-    def __missing__(self, name: str) -> Value:
-        raise UnknownNameError(
-            f"there is no '{name}' here{did_you_mean(str(name), self)} (names: {', '.join(self)})"
-        )
-
-
-class Net:
+class Net(NetCalls):
     """A network built from a prototxt.
 
     Args:
-        source: path of a net prototxt, or a ``NetParameter``.
+        source: path of a net prototxt, its text, or a ``NetParameter``.
         phase: ``TRAIN`` or ``TEST``; which layers with phase rules are in.
-        weights: a ``.caffemodel`` to load, or several, comma-separated or in a list.
-        level: the state's level.
+        level: the state's level, 0 without it.
         stages: the state's stages, added to those of the file.
+        weights: a ``.caffemodel`` to load, or several, comma-separated or in a list. Also
+            understood is ``Net(file, weights, phase)``, the order of pycaffe before 2015.
         engine: ``"numpy"``, ``"onednn"``, an engine, or None for the fastest that runs here.
         dtype: type of all blobs, ``float32`` or ``float64`` (numpy engine only).
         seed: makes fillers, dropout and data order repeatable; None for a random one.
@@ -64,7 +56,9 @@ class Net:
         name: the net's name.
         phase: ``TRAIN`` (0) or ``TEST`` (1).
         graph: the structure after filtering and split insertion.
-        layers: the layers in order; ``layer_names`` their names.
+        layers: the layers in order, each with its ``type`` and ``blobs``.
+        layer_names: their names.
+        nodes: per layer, how it is wired and whether it runs backward.
         bottoms: per layer, the blobs it reads; ``tops`` those it writes.
         blobs: every blob by name, in order of creation.
         params: the parameter blobs of every layer that has some.
@@ -82,11 +76,11 @@ class Net:
     def __init__(
         self,
         source: str | Path | caffe_pb2.NetParameter,
-        phase: int = caffe_pb2.TEST,
+        phase: int | str | Path = caffe_pb2.TEST,
+        level: int | None = None,
+        stages: Sequence[str] | None = None,
+        weights: Weights | None = None,
         *,
-        weights: str | Path | Sequence[str | Path] | None = None,
-        level: int = 0,
-        stages: Sequence[str] = (),
         engine: str | Engine | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | np.random.SeedSequence | None = None,
@@ -97,9 +91,11 @@ class Net:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
+        if isinstance(phase, (str, Path)):  # Net(file, weights, phase), pycaffe's older order
+            weights, phase, level = phase, caffe_pb2.TEST if level is None else level, None
         text, where = _read(source)
         if state is None:
-            full_state = merge_state(text, phase, level, stages)
+            full_state = merge_state(text, phase, level or 0, stages or ())
         else:
             full_state = caffe_pb2.NetState(phase=phase)  # type: ignore[arg-type]
             full_state.MergeFrom(text.state)
@@ -121,90 +117,21 @@ class Net:
         self.inputs: list[str] = self.graph.inputs
         self.outputs: list[str] = self.graph.outputs
         self._top_names: list[list[str]] = assembly.top_names
-        self._nodes = self._decide_backward()
+        self.nodes = self._decide_backward()
         self._log_summary()
-        if shared is not None:
-            self._share_parameters(shared)
         self._plan: Plan | None = None
         self._fuses = True
+        self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
+        self._storages: list[Storage] = []
+        self._lock = threading.RLock()
         self._planned_shapes = self._free_shapes()
         self.debug_info: bool = text.debug_info
+        if shared is not None:
+            self.share_with(shared)
         for file in _file_list(weights):
             self.copy_from(file)
 
     # -- running -------------------------------------------------------------------------
-
-    def forward(
-        self,
-        blobs: Sequence[str] | None = None,
-        start: str | None = None,
-        end: str | None = None,
-        **inputs: npt.ArrayLike,
-    ) -> dict[str, Array]:
-        """Run the net forward, or a part of it.
-
-        Args:
-            blobs: names of blobs to return besides the outputs.
-            start: name of the first layer to run, None for the net's first.
-            end: name of the last layer to run, None for the net's last.
-            inputs: values for the net's inputs by name; all of them or none. Their first extent
-                must be the blob's.
-
-        Returns:
-            The values of the net's outputs (with ``end``, of that layer's tops) and of ``blobs``
-            by name. As with ``blob.data`` these are no copies: the next forward changes them.
-
-        Raises:
-            NetError: an unknown name, or values that do not fit.
-        """
-        first, last = self._layer_index(start, 0), self._layer_index(end, len(self.layers) - 1)
-        names = [*(self.outputs if end is None else self.top_names[end]), *(blobs or ())]
-        wanted = [self.blobs[name] for name in names]
-        if inputs:
-            self._check_names(inputs, self.inputs, "inputs")
-            for name, values in inputs.items():
-                assign(self.blobs[name].data, values, f"input '{name}'")
-        if self.graph.param.force_backward:  # who asks for every gradient looks at every layer
-            self._let_see(False)
-        self.run_forward(first, last)
-        return Named(zip(names, (blob.data for blob in wanted), strict=True))
-
-    def backward(
-        self,
-        diffs: Sequence[str] | None = None,
-        start: str | None = None,
-        end: str | None = None,
-        **output_diffs: npt.ArrayLike,
-    ) -> dict[str, Array]:
-        """Run the net backward, or a part of it; the gradients of parameters add up.
-
-        Args:
-            diffs: names of blobs whose diffs to return besides those of the net's inputs.
-            start: name of the first layer to run backward, None for the net's last.
-            end: name of the last layer to run backward, None for the net's first.
-            output_diffs: values for the diffs of the net's outputs by name; all or none.
-
-        Returns:
-            The diffs of the net's inputs (with ``end``, of that layer's bottoms) and of ``diffs``
-            by name; no copies.
-
-        Raises:
-            NetError: an unknown name, values that do not fit, or no layer has a backward pass.
-        """
-        first, last = self._layer_index(start, len(self.layers) - 1), self._layer_index(end, 0)
-        names = [*(self.inputs if end is None else self.bottom_names[end]), *(diffs or ())]
-        wanted = [self.blobs[name] for name in names]
-        if not any(node.needs_backward for node in self._nodes):
-            raise NetError(
-                f"net '{self.name}' has nothing to run backward: nothing in it leads to a loss; "
-                f"write force_backward: true into the net to have every gradient computed"
-            )
-        if output_diffs:
-            self._check_names(output_diffs, self.outputs, "outputs")
-            for name, values in output_diffs.items():
-                assign(self.blobs[name].diff, values, f"diff of output '{name}'")
-        self.run_backward(first, last)
-        return Named(zip(names, (blob.diff for blob in wanted), strict=True))
 
     def run_forward(self, first: int = 0, last: int | None = None) -> float:
         """Run layers ``first`` to ``last`` (places in ``layers``) forward, and return no blobs.
@@ -213,19 +140,37 @@ class Net:
             Their loss: the sum over weighted tops of weight times values.
         """
         stop = len(self.layers) if last is None else last + 1
-        self._let_see(self._fuses and first == 0 and stop == len(self.layers))
-        self._ready()
-        return sum(self.forward_layer(index) for index in range(first, stop))
+        if first > 0 or stop < len(self.layers) or any(self._callbacks.values()):
+            self.run_one_by_one()
+        loss = 0.0
+        with self.serving_holders():
+            for index in range(first, stop):
+                self._call("before_forward", index)
+                loss += self.forward_layer(index)
+                self._call("after_forward", index)
+        return loss
 
     def run_backward(self, first: int | None = None, last: int = 0) -> None:
         """Run layers ``first`` down to ``last`` backward where they need it."""
         first = len(self.layers) - 1 if first is None else first
         self._check_cut(first, last)
-        self._ready()
-        for index in range(first, last - 1, -1):
-            self.backward_layer(index)
+        with self.serving_holders():
+            for index in range(first, last - 1, -1):
+                self._call("before_backward", index)
+                self.backward_layer(index)
+                self._call("after_backward", index)
         if self.debug_info:
             log_norms([learnable.blob for learnable in self.learnable])
+
+    def run_one_by_one(self) -> None:
+        """Run layers one by one from now on, never several as one.
+
+        Then every blob holds what its last layer wrote at any time, and passes may begin and end
+        at any layer. A first pass that does not take in the whole net asks for this by itself.
+        """
+        if self._fuses:
+            self._fuses = False
+            self._plan = None
 
     def forward_layer(self, index: int) -> float:
         """Run one layer forward; return its share of the loss."""
@@ -240,12 +185,43 @@ class Net:
 
     def backward_layer(self, index: int) -> None:
         """Run one layer backward if it needs it."""
-        if self._nodes[index].needs_backward:
+        if self.nodes[index].needs_backward:
             plan = self._plan or self._ready()
             plan.backward_layer(index)
             if self.debug_info:
-                names, wanted = self.graph.nodes[index].bottoms, self._nodes[index].propagate_down
+                names, wanted = self.graph.nodes[index].bottoms, self.nodes[index].propagate_down
                 log_backward(self.layers[index], names, self.bottoms[index], wanted)
+
+    @contextmanager
+    def serving_holders(self) -> Iterator[None]:
+        """Run something over the net's numbers, in one thread at a time.
+
+        What was written into arrays that somebody kept (``w = net.params['ip'][0].data``) counts
+        from the start, and what is computed is in them at the end.
+        """
+        with self._lock:
+            self._ready()
+            self._take_from_holders()
+            try:
+                yield
+            finally:
+                self._give_to_holders()
+
+    def _take_from_holders(self) -> None:
+        for storage in self._storages:
+            storage.take_from_holders()
+
+    def _give_to_holders(self) -> None:
+        for storage in self._storages:
+            storage.give_to_holders()
+
+    def _call(self, when: str, index: int) -> None:
+        """Let the callbacks of this moment see and change the net's numbers."""
+        if self._callbacks[when]:
+            self._give_to_holders()
+            for callback in self._callbacks[when]:
+                callback(index)
+            self._take_from_holders()
 
     def clear_param_diffs(self) -> None:
         """Set the gradient of every parameter to 0."""
@@ -258,30 +234,14 @@ class Net:
         self._reshape_from(0)
 
     @property
-    def layer_dict(self) -> dict[str, Layer]:
-        """The layers by name."""
-        return Named(zip(self.layer_names, self.layers, strict=True))
-
-    @property
-    def top_names(self) -> dict[str, list[str]]:
-        """Per layer name, the names of its tops."""
-        return Named(zip(self.layer_names, self._top_names, strict=True))
-
-    @property
-    def bottom_names(self) -> dict[str, list[str]]:
-        """Per layer name, the names of its bottoms."""
-        bottoms = (list(node.bottoms) for node in self.graph.nodes)
-        return Named(zip(self.layer_names, bottoms, strict=True))
-
-    @property
     def layer_needs_backward(self) -> list[bool]:
         """Per layer, whether backward runs."""
-        return [node.needs_backward for node in self._nodes]
+        return [node.needs_backward for node in self.nodes]
 
     @property
     def bottom_needs_backward(self) -> list[list[bool]]:
         """Per layer and bottom, whether its gradient is computed."""
-        return [node.propagate_down for node in self._nodes]
+        return [node.propagate_down for node in self.nodes]
 
     def close(self) -> None:
         """Let go of the layers' files and threads."""
@@ -289,6 +249,26 @@ class Net:
             layer.close()
 
     # -- weights -------------------------------------------------------------------------
+
+    def share_with(self, other: Net) -> None:
+        """Use another net's parameters from now on, by layer name; one memory serves both.
+
+        Raises:
+            NetError: a parameter has another shape there.
+        """
+        pairs = []
+        for name, blobs in self.params.items():
+            for index, (mine, theirs) in enumerate(
+                zip(blobs, other.params.get(name, []), strict=False)
+            ):
+                if mine.shape != theirs.shape:
+                    raise NetError(
+                        f"layer '{name}' parameter {index} has shape {mine.shape} here but "
+                        f"{theirs.shape} in net '{other.name}', whose weights it shares"
+                    )
+                pairs.append((mine, theirs))
+        for mine, theirs in pairs:
+            mine.share_data(theirs)
 
     def copy_from(self, source: str | Path | caffe_pb2.NetParameter) -> None:
         """Load weights by layer name; layers the file does not know keep theirs.
@@ -322,6 +302,15 @@ class Net:
         """
         with replacing(path) as (temporary,):
             save_weights(temporary, self.name, self.layers, hdf5=is_hdf5(path), diff=diff)
+
+    def save_hdf5(self, path: str | Path, diff: bool = False) -> None:
+        """Write the weights as HDF5, whatever the file's name; see :meth:`save`."""
+        with replacing(path) as (temporary,):
+            save_weights(temporary, self.name, self.layers, hdf5=True, diff=diff)
+
+    def load_hdf5(self, path: str | Path) -> None:
+        """Load weights from an HDF5 file, whatever its name; see :meth:`copy_from`."""
+        self.copy_from(path)
 
     # -- resuming ------------------------------------------------------------------------
 
@@ -361,50 +350,14 @@ class Net:
             for i, (layer, fact) in enumerate(zip(self.layers, facts, strict=True))
         ]
 
-    def _share_parameters(self, other: Net) -> None:
-        for name, blobs in self.params.items():
-            for index, (mine, theirs) in enumerate(
-                zip(blobs, other.params.get(name, []), strict=False)
-            ):
-                if mine.shape != theirs.shape:
-                    raise NetError(
-                        f"layer '{name}' parameter {index} has shape {mine.shape} here but "
-                        f"{theirs.shape} in net '{other.name}', whose weights it shares"
-                    )
-                mine.share_data(theirs)
-
-    # -- arguments of forward and backward -----------------------------------------------
-
-    def _layer_index(self, name: str | None, default: int) -> int:
-        if name is None:
-            return default
-        if name not in self.layer_names:
-            raise NetError(
-                f"net '{self.name}' has no layer '{name}'{did_you_mean(name, self.layer_names)}"
-            )
-        return self.layer_names.index(name)
-
-    def _check_names(self, given: Iterable[str], known: Sequence[str], what: str) -> None:
-        if set(given) != set(known):
-            raise NetError(
-                f"net '{self.name}' has the {what} {', '.join(known) or '(none)'}; "
-                f"values came for {', '.join(given)}"
-            )
-
     # -- planning ------------------------------------------------------------------------
-
-    def _let_see(self, fuses: bool) -> None:
-        """Have the net planned without fusing from the first pass that begins or ends inside."""
-        if fuses != self._fuses:
-            self._fuses = fuses
-            self._plan = None
 
     def _check_cut(self, first: int, last: int) -> None:
         """Refuse a backward that would run only some of the layers that ran forward as one."""
         ran = set(range(last, first + 1))
         for group in self._plan.joined if self._plan else ():
             if group & ran and group - ran:
-                self._let_see(False)
+                self.run_one_by_one()
                 names = ", ".join(self.layer_names[index] for index in sorted(group))
                 raise NetError(
                     f"the layers {names} ran forward as one, and backward cannot begin or end "
@@ -414,7 +367,7 @@ class Net:
 
     def _ready(self) -> Plan:
         # Before the first plan too: shared parameters got other memory after their set-up.
-        if self._plan is None or self._shapes_changed():
+        if self._plan is None or self._shapes_changed() or self._find_storages() != self._storages:
             return self._reshape_from(0)
         return self._plan
 
@@ -430,6 +383,10 @@ class Net:
     def _shapes_changed(self) -> bool:
         return self._free_shapes() != self._planned_shapes
 
+    def _find_storages(self) -> list[Storage]:
+        blobs = (*self.blobs.values(), *(blob for layer in self.layers for blob in layer.blobs))
+        return [each for blob in blobs for each in (blob.data_storage, blob.diff_storage)]
+
     def _reshape_from(self, start: int) -> Plan:
         for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
             start:
@@ -437,7 +394,8 @@ class Net:
             guarded(layer, layer.reshape, bottoms, tops)
             fill_loss_weights(layer, tops)
         self._planned_shapes = self._free_shapes()
-        self._plan = self.engine.plan(self._nodes, self._fuses)
+        self._plan = self.engine.plan(self.nodes, self._fuses)
+        self._storages = self._find_storages()
         return self._plan
 
     def _loss(self, index: int) -> float:
@@ -451,7 +409,7 @@ class Net:
     # -- log -----------------------------------------------------------------------------
 
     def _log_summary(self) -> None:
-        for node in reversed(self._nodes):
+        for node in reversed(self.nodes):
             verb = "needs" if node.needs_backward else "does not need"
             log.info("%s %s backward computation.", node.layer.name, verb)
         for name in self.outputs:
@@ -479,7 +437,7 @@ def _graph(text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.
     return graph
 
 
-def _file_list(weights: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+def _file_list(weights: Weights | None) -> list[str | Path]:
     if weights is None:
         return []
     if isinstance(weights, str):

@@ -33,6 +33,12 @@ class Plain(Doubled):
     def host_view(self) -> Array | None:
         return self.values
 
+    def load(self, host: Array) -> None:
+        self.values[:] = host
+
+    def store(self, host: Array) -> None:
+        host[:] = self.values
+
 
 def test_a_new_blob_reads_as_zeros() -> None:
     blob = Blob((2, 3))
@@ -130,3 +136,73 @@ def test_binding_a_plain_buffer_makes_one_memory_of_both() -> None:
     storage.host_write()[0] = 9
     assert storage.native_read().values[0] == 9
     assert storage.truth is Truth.BOTH
+
+
+def test_a_kept_array_is_the_memory_of_every_later_one() -> None:
+    blob = Blob((4, 3))
+    rows = blob.data[1:]
+    assert blob.data_storage.is_held
+    blob.data[2] = 7
+    assert rows[1].tolist() == [7, 7, 7]
+    blob.reshape(2, 3)
+    rows[0] = 5
+    assert blob.data[1].tolist() == [5, 5, 5]
+    blob.reshape(4, 3)
+    assert blob.data[2].tolist() == [7, 7, 7]
+    assert np.shares_memory(blob.data, rows)
+    del rows
+    assert not blob.data_storage.is_held
+
+
+def test_fewer_numbers_keep_their_values() -> None:
+    blob = Blob((2, 3))
+    blob.data[...] = np.arange(6).reshape(2, 3)
+    blob.reshape(1, 3)
+    assert blob.data.tolist() == [[0, 1, 2]]
+
+
+def test_data_can_be_assigned() -> None:
+    blob = Blob((2, 3))
+    blob.data = [[1, 2, 3], [4, 5, 6]]
+    blob.data *= 2
+    blob.diff = 1
+    assert blob.data.tolist() == [[2, 4, 6], [8, 10, 12]]
+    assert blob.diff.tolist() == [[1] * 3] * 2
+    with pytest.raises(NetError, match=r"the blob's data has shape \(2, 3\).*shape \(4, 3\)"):
+        blob.data = np.zeros((4, 3))
+
+
+KEEPING = ["keep", "drop", "write", "run", "read", "zero", "rebind", "rebind plain"]
+
+
+@given(st.lists(st.sampled_from(KEEPING)))
+def test_who_keeps_an_array_reads_and_writes_the_truth(moves: list[str]) -> None:
+    """An engine that counts up in its own buffer, and somebody with an old array."""
+    storage = Storage(3)
+    storage.bind(Doubled(3))
+    kept: Array | None = None
+    expected, fresh = 0.0, 1.0
+    for move in moves:
+        fresh += 1
+        if move == "keep":
+            kept = storage.array()[1:]
+        elif move == "drop":
+            kept = None
+        elif move == "write":
+            (storage.array()[1:] if kept is None else kept)[...] = fresh
+            storage.array()[0] = expected = fresh
+        elif move == "run":
+            storage.take_from_holders()
+            factor = 1 if isinstance(storage.native, Plain) else 2
+            assert (storage.native_read().values == factor * expected).all()
+            expected += 1
+            storage.native_overwrite().values[:] = factor * expected
+            storage.give_to_holders()
+        elif move == "zero":
+            storage.zero()
+            expected = 0.0
+        elif move.startswith("rebind"):
+            storage.bind(Doubled(3) if move == "rebind" else Plain(3))
+        if kept is not None:
+            assert (kept == expected).all()
+    assert (storage.host_read() == expected).all()

@@ -273,3 +273,54 @@ def test_forward_and_backward_refuse_what_does_not_fit() -> None:
         small.forward(["yy"])
     with pytest.raises(NetError, match=r"nothing in it leads to a loss.*force_backward"):
         small.backward()
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_arrays_that_somebody_keeps_stay_the_blobs(engine: str | None) -> None:
+    """What is written into them counts, what is computed appears in them, as in pycaffe."""
+    deep, fresh = net(DEEP, engine=engine, seed=1), net(DEEP, engine=engine, seed=1)
+    kept = [
+        *(deep.blobs[name].data for name in ("x", "label", "conv", "norm", "pool", "ip")),
+        *(deep.blobs[name].diff for name in ("conv", "norm", "ip")),
+        *(array for blob in deep.params["conv"] for array in (blob.data, blob.diff)),
+    ]
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        images, weights = rng.normal(size=(2, 16, 9, 9)), rng.normal(size=(32, 16, 3, 3))
+        kept[0][...], kept[1][...], kept[9][...] = images, [1, 2], weights
+        fresh.forward(x=images, label=[1, 2])
+        fresh.params["conv"][0].data[...] = weights
+        for each in (deep, fresh):
+            each.clear_param_diffs()
+            each.forward()
+            each.backward()
+        now = [
+            *(fresh.blobs[name].data for name in ("x", "label", "conv", "norm", "pool", "ip")),
+            *(fresh.blobs[name].diff for name in ("conv", "norm", "ip")),
+            *(array for blob in fresh.params["conv"] for array in (blob.data, blob.diff)),
+        ]
+        for mine, theirs in zip(kept, now, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        del now
+
+
+def test_an_input_may_be_kept_while_it_shrinks() -> None:
+    small = net(SMALL)
+    kept = small.blobs["x"].data
+    for rows in (2, 1, 2):
+        small.blobs["x"].reshape(rows, 3)
+        kept[:rows] = rows
+        result = small.forward()["y"]
+        expected = np.maximum(kept[:rows] @ small.params["ip"][0].data.T, 0)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_weights_of_a_new_shape_are_noticed() -> None:
+    """Net surgery: other storages than those the net was planned with."""
+    small, other = net(SMALL, seed=1), net(SMALL, seed=2)
+    small.forward(x=np.ones((2, 3)))
+    small.share_with(other)
+    result = small.forward()["y"]
+    np.testing.assert_allclose(
+        result, np.maximum(np.ones((2, 3)) @ other.params["ip"][0].data.T, 0), rtol=1e-5
+    )

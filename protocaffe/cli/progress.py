@@ -36,7 +36,7 @@ def training_progress(solver: Solver, console: Console) -> Iterator[None]:
     task = bar.add_task("", total=solver.param.max_iter, completed=solver.iter, loss="-")
 
     def after_iteration() -> None:
-        bar.update(task, completed=solver.iter, loss=number(solver.smoothed_loss))
+        bar.update(task, completed=solver.iter + 1, loss=number(solver.smoothed_loss))
 
     solver.add_callback(after=after_iteration)
     with bar, log_above(console):

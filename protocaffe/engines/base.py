@@ -181,11 +181,12 @@ def quiet() -> np.errstate:
 def _own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
-    written = {id(top.data_storage) for top in tops}
-    only_read = [b.data_storage for b in bottoms if id(b.data_storage) not in written]
+    written = [top.data_storage for top in tops]
+    only_read = _without([b.data_storage for b in bottoms], written)
 
     def run() -> None:
         agreed = _bring_to_host(only_read)
+        _take_from_holders(written)
         with quiet():
             layer.forward(bottoms, tops)
         for storage in agreed:
@@ -197,18 +198,31 @@ def _own_forward(node: LayerNode[Layer]) -> Work:
 def _own_backward(node: LayerNode[Layer]) -> Work:
     """The layer's own backward over host arrays."""
     layer, bottoms, tops, wanted = node.layer, node.bottoms, node.tops, node.propagate_down
-    written = {id(b.diff_storage) for b, want in zip(bottoms, wanted, strict=True) if want}
+    written = [b.diff_storage for b, want in zip(bottoms, wanted, strict=True) if want]
     read = [blob.data_storage for blob in (*bottoms, *tops)]
-    read += [top.diff_storage for top in tops if id(top.diff_storage) not in written]
+    read += _without([top.diff_storage for top in tops], written)
+    written += [blob.diff_storage for blob in layer.blobs]
 
     def run() -> None:
         agreed = _bring_to_host(read)
+        _take_from_holders(written)
         with quiet():
             layer.backward(tops, wanted, bottoms)
         for storage in agreed:
             storage.truth = Truth.BOTH
 
     return run
+
+
+def _without(storages: Sequence[Storage], others: Sequence[Storage]) -> list[Storage]:
+    """Return those that are not among the others."""
+    return [each for each in storages if not any(each is other for other in others)]
+
+
+def _take_from_holders(storages: Sequence[Storage]) -> None:
+    """Make the arrays that a layer keeps from one call to the next the place that counts."""
+    for storage in storages:
+        storage.take_from_holders()
 
 
 def _bring_to_host(storages: Sequence[Storage]) -> list[Storage]:

@@ -6,6 +6,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,12 +147,16 @@ class Solver:
             self._answer_request()
 
     def apply_update(self) -> None:
-        """Subtract the update of this iteration from every parameter, and show the rate."""
+        """Subtract the update of this iteration from every parameter, and show the rate.
+
+        The update is computed from the parameters' diffs; neither clears them nor counts.
+        """
         rate = self._rate()
-        factor = self._clip_factor()
-        update = self._logged_update if self.net.debug_info else self.update_parameter
-        for index, learnable in enumerate(self.net.learnable):
-            update(index, learnable, rate * learnable.lr_mult, factor)
+        with self.net.serving_holders():
+            factor = self._clip_factor()
+            update = self._logged_update if self.net.debug_info else self.update_parameter
+            for index, learnable in enumerate(self.net.learnable):
+                update(index, learnable, rate * learnable.lr_mult, factor)
 
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
@@ -179,6 +184,29 @@ class Solver:
             check_writable(self._prefix)
 
     @property
+    def max_iter(self) -> int:
+        """At which iteration :meth:`solve` stops."""
+        return self.param.max_iter
+
+    @property
+    def base_lr(self) -> float:
+        """The rate that the policy starts from; may be set between iterations."""
+        return self.param.base_lr
+
+    @base_lr.setter
+    def base_lr(self, rate: float) -> None:
+        self.param.base_lr = rate
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return replace(self.learning_rate)(self.iter)  # a copy: asking must not advance it
+
+    def share_weights(self, net: Net) -> None:
+        """Let another net use the training net's parameters."""
+        net.share_with(self.net)
+
+    @property
     def decays_by_sign(self) -> bool:
         """Whether weight decay pulls by the weights' sign (L1) and not by their size (L2)."""
         return bool(self.param.regularization_type == "L1")
@@ -188,7 +216,12 @@ class Solver:
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Have functions called before and after every iteration."""
+        """Have functions called in every iteration.
+
+        Args:
+            before: called before the forward pass.
+            after: called when the gradients are ready, before they change the parameters.
+        """
         self._callbacks.append((before, after))
 
     def _iterate(self) -> None:
@@ -209,11 +242,11 @@ class Solver:
         self._smooth(loss / self.param.iter_size)
         if self._is_due(self.param.display):
             self._show_loss()
-        self.apply_update()
-        self.iter += 1
         for _, after in self._callbacks:
             if after:
                 after()
+        self.apply_update()
+        self.iter += 1
 
     def _answer_request(self) -> None:
         action = self.get_action()

@@ -80,7 +80,7 @@ def test_a_recorded_run_goes_on_as_caffe_went_on(
     assert solver.iter == 20
     losses = {}
     solver.add_callback(
-        after=lambda: losses.update({solver.iter - 1: solver.net.blobs["loss"].data.item()})
+        after=lambda: losses.update({solver.iter: solver.net.blobs["loss"].data.item()})
     )
     solver.step(20)
     for iteration in (25, 30, 35):
@@ -269,7 +269,7 @@ def test_callbacks_run_around_every_iteration() -> None:
         lambda: seen.append(f"<{solver.iter}"), lambda: seen.append(f">{solver.iter}")
     )
     solver.step(2)
-    assert seen == ["<0", ">1", "<1", ">2"]
+    assert seen == ["<0", ">0", "<1", ">1"]
 
 
 def test_smoothed_loss_is_the_mean_of_the_last_ones() -> None:
@@ -278,3 +278,35 @@ def test_smoothed_loss_is_the_mean_of_the_last_ones() -> None:
     solver.add_callback(after=lambda: losses.append(solver.net.blobs["loss"].data.item()))
     solver.step(5)
     assert solver.smoothed_loss == pytest.approx(np.mean(losses[-3:]), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_weights_that_somebody_keeps_follow_the_training(engine: str | None) -> None:
+    solver, other = (get_solver(settings(random_seed=1), engine=engine) for _ in range(2))
+    kept = [blob.data for blobs in solver.net.params.values() for blob in blobs]
+    for _ in range(3):
+        kept[0][...] *= 2
+        next(iter(other.net.params.values()))[0].data[...] *= 2
+        solver.step(1)
+        other.step(1)
+        now = [blob.data for blobs in other.net.params.values() for blob in blobs]
+        for mine, theirs in zip(kept, now, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+        del now
+
+
+def test_the_rate_can_be_read_and_changed() -> None:
+    solver = get_solver(settings(base_lr=0.5, max_iter=7))
+    assert (solver.lr, solver.base_lr, solver.max_iter) == (0.5, 0.5, 7)
+    solver.base_lr = 0.25
+    solver.step(1)
+    assert solver.lr == 0.25
+
+
+def test_gradients_can_be_changed_before_the_update() -> None:
+    solver = get_solver(settings())
+    before = [p.blob.data.copy() for p in solver.net.learnable]
+    solver.add_callback(after=solver.net.clear_param_diffs)
+    solver.step(3)
+    for old, learnable in zip(before, solver.net.learnable, strict=True):
+        assert (learnable.blob.data == old).all()

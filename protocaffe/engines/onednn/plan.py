@@ -316,7 +316,8 @@ class OneDnnPlan(Plan):
         native = storage.native
         same = _same_memory(native, layout) if isinstance(native, NativeArray) else None
         if same is None:
-            same = NativeArray(layout)
+            # Where the layout is the host's, one memory serves both sides.
+            same = NativeArray(layout, storage.host_memory() if layout.is_plain else None)
             storage.bind(same)
         return same
 
