@@ -13,6 +13,7 @@ from protocaffe.blob import Blob
 from protocaffe.errors import LayerError, NetError, did_you_mean
 from protocaffe.layers.fillers import check_filler, fill
 from protocaffe.proto import caffe_pb2
+from protocaffe.proto.forks import FORK_TYPES
 
 Bounds = tuple[int, int | None]
 """Least and most number of blobs; None for no upper bound."""
@@ -226,6 +227,11 @@ def layer_class(type_name: str) -> type[Layer]:
     if type_name not in _registry:
         for entry in entry_points(group=ENTRY_POINTS, name=type_name):
             _registry[type_name] = entry.load()
+    if type_name not in _registry and type_name in FORK_TYPES:
+        raise NetError(
+            f"layer type '{type_name}' comes from {FORK_TYPES[type_name]} and is not supported "
+            f"here; a Python layer of your own can stand in for it"
+        )
     if type_name not in _registry:
         raise NetError(
             f"unknown layer type '{type_name}'{did_you_mean(type_name, layer_types())} "

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from protocaffe.errors import TextError, did_you_mean
 from protocaffe.proto import scan
+from protocaffe.proto.forks import FORK_FIELDS
 
 _LINE_WIDTH = 100
 _MOST_PLACES = 4
@@ -107,6 +108,9 @@ def _unknown_field(complaint: _Complaint, name: str) -> str:
             return f"{what}; is a '}}' missing before it? ({complaint.opened(block)} is not closed)"
     if name in _V1_FIELDS and message.name == "LayerParameter":
         return f"{what}; it belongs to the old 'layers' format, write {_V1_FIELDS[name]}"
+    fork = FORK_FIELDS.get((message.name, name))
+    if fork:
+        return f"{what}; it comes from {fork} and is not supported here"
     inside = [
         field.name
         for field in message.fields
