@@ -34,6 +34,7 @@ COMMANDS = {
     "convert_mnist_data": "make a database from MNIST's original files",
     "convert_cifar_data": "make the databases from CIFAR-10's original files",
     "compute_image_mean": "average the images of a database",
+    "dump_db": "look inside a database",
     "extract_features": "store what blobs of a net hold in databases",
     "parse_log": "make tables of the log of a training",
     "upgrade_net_proto_text": "bring the text of a net to the current format",
