@@ -15,6 +15,7 @@ from protocaffe.data.datum import (
     parse_datum,
     planar,
     resize_image,
+    sizes,
 )
 from protocaffe.data.entries import Entry
 from protocaffe.data.reader import (
@@ -195,11 +196,6 @@ def _other_shape(root: str, entry: Entry, shape: tuple[int, ...], expected: tupl
         f"{sizes(expected)} (channels x height x width); give a size to resize to, and for "
         f"encoded images an encode_type, or do not ask for equal sizes"
     )
-
-
-def sizes(shape: tuple[int, ...]) -> str:
-    """Return a shape as people write it: 3 x 32 x 32."""
-    return " x ".join(map(str, shape))
 
 
 def _encoded(image: Image, content: bytes, path: str, options: ImageOptions) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,11 @@ def resize_image(image: Image, height: int, width: int) -> Image:
 def planar(image: Image) -> Image:
     """Return (height, width[, channels]) pixels as a view of shape (channels, height, width)."""
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """Return a shape as people write it: 3 x 32 x 32."""
+    return " x ".join(map(str, shape))
 
 
 def _decode_datum(content: bytes, color: bool | None) -> Image:
