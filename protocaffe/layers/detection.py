@@ -150,10 +150,14 @@ class DetectionOutput(Layer):
     times ``eta`` after each that stays, while above 0.5). Then the ``keep_top_k`` best per image.
     Boxes are not cut at the image's edges. There is no gradient.
 
+    With five bottoms, as in RefineDet, the last one moves the priors first, as a prediction does;
+    and where the fourth gives an object less than ``objectness_score``, all is background.
+
     Bottoms: locations (N, P L 4) with L 1, or num_classes without ``share_location``; scores
-    (N, P num_classes), a class's next to each other; priors (1, 2, P 4); optionally the image,
-    unused. Tops: (1, 1, D, 7), a row (image, class, score, xmin, ymin, xmax, ymax) per object,
-    by image, class, falling score; if there is none at all, a row (image, -1, ...) per image.
+    (N, P num_classes), those of a prior next to each other; priors (1, 2, P 4); optionally the
+    image, unused, or RefineDet's first scores (N, P 2) and locations (N, P 4). Tops:
+    (1, 1, D, 7), a row (image, class, score, xmin, ymin, xmax, ymax) per object, by image, class,
+    falling score; if there is none at all, a row (image, -1, ...) per image.
     Reference: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016; DetectionOutputLayer
     of its fork of Caffe.
 
@@ -164,7 +168,7 @@ class DetectionOutput(Layer):
                 confidence_threshold: 0.01 nms_param { nms_threshold: 0.45 top_k: 400 } } }
     """
 
-    bottoms = (3, 4)
+    bottoms = (3, 5)
     tops = (1, 1)
     dynamic = True
 
@@ -195,7 +199,10 @@ class DetectionOutput(Layer):
         if priors.num_axes < 3 or priors.shape[1] != 2 or priors.count % 8:
             raise self.error(f"priors must have shape (1, 2, 4 per box), got {priors.shape}")
         self.priors = priors.count // 8
-        for index, per_prior in ((0, 4 * self.location_classes), (1, self.classes)):
+        counts = {0: 4 * self.location_classes, 1: self.classes}
+        if len(bottom) == 5:
+            counts |= {3: 2, 4: 4}
+        for index, per_prior in counts.items():
             wanted = self.priors * per_prior
             if math.prod(bottom[index].shape[1:]) != wanted:
                 raise self.error(
@@ -207,8 +214,14 @@ class DetectionOutput(Layer):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         images = bottom[0].shape[0]
         param = self.param.detection_output_param
-        boxes = self._decoded(bottom[0].data, bottom[2].data)
+        priors, variances = bottom[2].data.reshape(2, 1, self.priors, 1, 2, 2)
         scores = bottom[1].data.reshape(images, self.priors, self.classes)
+        if len(bottom) == 5:
+            priors = self._decoded(bottom[4].data, priors, variances)
+            objects = bottom[3].data.reshape(images, self.priors, 2)[..., 1:]
+            background = np.arange(self.classes) == 0
+            scores = np.where(objects < param.objectness_score, background, scores)
+        boxes = self._decoded(bottom[0].data, priors, variances).reshape(*scores.shape[:2], -1, 4)
         found = [
             self._best_of_image(image, boxes[image], scores[image], param.keep_top_k)
             for image in range(images)
@@ -220,25 +233,22 @@ class DetectionOutput(Layer):
         top[0].reshape(1, 1, *rows.shape)
         top[0].data[...] = self.xp.asarray(rows)
 
-    def _decoded(self, locations: Array, priors: Array) -> Array:
-        """Return the predicted boxes (N, P, L, 4)."""
+    def _decoded(self, locations: Array, prior: Array, variance: Array) -> Array:
+        """Return the predicted boxes (N, P, L, 2, 2), the corner (x, y) last but one and last."""
         param = self.param.detection_output_param
-        shape = (len(locations), self.priors, self.location_classes, 2, 2)
-        shift = np.asarray(locations).reshape(shape)
-        prior, variance = np.asarray(priors).reshape(2, 1, self.priors, 1, 2, 2)
+        shift = locations.reshape(len(locations), self.priors, -1, 2, 2)
         if not param.variance_encoded_in_target:
             shift = shift * variance
         size = prior[..., 1:, :] - prior[..., :1, :]
         if param.code_type == PriorBoxParameter.CORNER:
-            boxes = prior + shift
+            boxes: Array = prior + shift
         elif param.code_type == PriorBoxParameter.CORNER_SIZE:
             boxes = prior + shift * size
         else:
             centre = shift[..., :1, :] * size + (prior[..., :1, :] + prior[..., 1:, :]) / 2
             half = np.exp(shift[..., 1:, :]) * size / 2
             boxes = np.concatenate([centre - half, centre + half], axis=-2)
-        decoded: Array = boxes.reshape(*shape[:3], 4)
-        return decoded
+        return boxes
 
     def _best_of_image(self, image: int, boxes: Array, scores: Array, keep: int) -> Array:
         """Return the rows (D, 7) of one image's objects, from its boxes (P, L, 4)."""
