@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from protocaffe.blob import Blob
 from protocaffe.errors import ProtocaffeError, did_you_mean
 from protocaffe.layers.base import Layer, register
 from protocaffe.proto import caffe_pb2
+from protocaffe.proto.files import DOWNLOADED
+
+OF_LAYERS = {*dir(Layer), *vars(Layer(caffe_pb2.LayerParameter()))} - {"blobs"}
+"""Attributes that a layer has anyway, and that a class for pycaffe may use for itself."""
 
 
 class Parameters(list[Blob]):
@@ -35,6 +41,8 @@ class Python(Layer):
 
     The module is looked for where Python looks (PYTHONPATH), then in the working directory.
     Building a net with such a layer runs the module's code: open only nets whose code you trust.
+    A net in a folder with a file ``.downloaded``, which ``protocaffe zoo`` leaves in what it gets
+    from elsewhere, is refused; delete that file when you have read the code.
 
     The class has the four methods of pycaffe's layers: ``setup(self, bottom, top)``,
     ``reshape(self, bottom, top)``, ``forward(self, bottom, top)`` and ``backward(self, top,
@@ -56,35 +64,61 @@ class Python(Layer):
 
     def __new__(cls, param: caffe_pb2.LayerParameter, *, where: str = "", **kwargs: Any) -> Python:
         """Make an object of the user's class, whose methods this class guards."""
-        user = _find_class(Layer(param, where=where))
+        layer = Layer(param, where=where)
+        _refuse_downloaded(layer)
+        user = _find_class(layer)
         made: Python = super().__new__(type(user.__name__, (cls, user), {}))
         return made
 
     def __init__(self, param: caffe_pb2.LayerParameter, **kwargs: Any) -> None:
         super().__init__(param, **kwargs)
         self.blobs = Parameters(self.dtype)
-
-    @property
-    def param_str(self) -> str:
-        """The prototxt's ``param_str``."""
-        return self.param.python_param.param_str
+        self.param_str = param.python_param.param_str
+        self.param_str_ = self.param_str  # its name until 2015
+        self._users: dict[str, Any] = {}
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        with _blame(self, "setup"):
+        with _blame(self, "setup"), self._users_names():
             super().setup(bottom, top)
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
-        with _blame(self, "reshape"):
+        with _blame(self, "reshape"), self._users_names():
             super().reshape(bottom, top)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.reshape(bottom, top)
-        with _blame(self, "forward"):
+        with _blame(self, "forward"), self._users_names():
             super().forward(bottom, top)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        with _blame(self, "backward"):
+        with _blame(self, "backward"), self._users_names():
             super().backward(top, propagate_down, bottom)
+
+    @contextmanager
+    def _users_names(self) -> Iterator[None]:
+        """Let the user's code set any attribute, a layer's own too (``self.name``), for itself."""
+        values = vars(self)
+        own = {name: values[name] for name in OF_LAYERS if name in values}
+        values.update(self._users)
+        try:
+            yield
+        finally:
+            for name in OF_LAYERS & values.keys():
+                value = values.pop(name)
+                if name not in own or value is not own[name]:
+                    self._users[name] = value
+            values.update(own)
+
+
+def _refuse_downloaded(layer: Layer) -> None:
+    """Refuse to import code for a net that somebody else wrote and a program fetched."""
+    mark = Path(re.sub(r":\d+$", "", layer.where)).parent / DOWNLOADED
+    if layer.where and mark.exists():
+        raise layer.error(
+            f"would run the code of module '{layer.param.python_param.module}', but this net was "
+            f"downloaded ({mark} says from where); read the code, and if you trust it, delete "
+            f"that file"
+        )
 
 
 def _find_class(layer: Layer) -> type[Layer]:
@@ -135,9 +169,10 @@ def _blame(layer: Layer, what: str) -> Iterator[None]:
     except ProtocaffeError as error:
         if f"layer '{layer.name}'" in str(error):
             raise
-        raise layer.error(f"{what} failed: {error}") from error
+        raise Layer.error(layer, f"{what} failed: {error}") from error
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise layer.error(
-            f"{what} failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {error}"
+        raise Layer.error(
+            layer,
+            f"{what} failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {error}",
         ) from error

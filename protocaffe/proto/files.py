@@ -13,6 +13,12 @@ from protocaffe.errors import FileError, did_you_mean
 
 StrPath = str | os.PathLike[str]
 
+DOWNLOADED = ".downloaded"
+"""File in a model's folder that says that its prototxts came from elsewhere, and from where.
+
+A net in such a folder may not have layers whose code would be imported.
+"""
+
 
 def read_bytes(path: StrPath) -> bytes:
     """Return the content of a file.

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from protocaffe.data.aside import FolderAside
 from protocaffe.errors import FileError
-from protocaffe.proto.files import StrPath
+from protocaffe.proto.files import DOWNLOADED, StrPath
 from protocaffe.proto.text import read_text
 from protocaffe.zoo.catalogue import Model
-from protocaffe.zoo.download import DOWNLOADED
 
 EXTRAS = ("*.binaryproto", "*.txt", DOWNLOADED)
 """What goes along besides the texts and the weights: means, class names, and the mark."""

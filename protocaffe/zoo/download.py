@@ -15,11 +15,6 @@ from protocaffe.zoo.fetch import NotFetchedError, Progress, fetch
 
 MIRROR = "PROTOCAFFE_ZOO"
 """Environment variable: an address or a folder that is tried before the published address."""
-DOWNLOADED = ".downloaded"
-"""File in a model's folder that says that its prototxts came from elsewhere, and from where.
-
-A net in such a folder may not have layers whose code would be imported.
-"""
 
 
 def download_weights(

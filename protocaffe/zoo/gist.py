@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 from protocaffe.data.aside import FolderAside
 from protocaffe.errors import FileError, UsageError
 from protocaffe.log import log
-from protocaffe.proto.files import StrPath
+from protocaffe.proto.files import DOWNLOADED, StrPath
 from protocaffe.zoo.catalogue import README
-from protocaffe.zoo.download import DOWNLOADED
 from protocaffe.zoo.fetch import fetch
 
 HOST = "https://gist.github.com"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from protocaffe.errors import NetError
+from protocaffe.layers import Layer
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
@@ -228,3 +229,72 @@ def test_package_offers_layer_without_importing_it_first():
         "assert not hasattr(protocaffe, 'Lair')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+OWN_NAMES = """
+import numpy as np
+
+import protocaffe as caffe
+
+
+class Selfish(caffe.Layer):
+    '''Uses for itself what a layer has of its own, as classes for pycaffe may.'''
+
+    def setup(self, bottom, top):
+        self.name, self.param, self.error = "mine", {"n": 1}, 0.0
+        self.rng = np.random.RandomState(0)
+        self.dtype, self.phase = "float", "testing"
+        self.parameter = self.param_str_
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+        self.top = top[0].data
+
+    def forward(self, bottom, top):
+        assert (self.name, self.param, self.dtype) == ("mine", {"n": 1}, "float")
+        self.error += 1
+        self.top[...] = bottom[0].data * self.error + self.rng.uniform(0, 1) * 0
+
+    def backward(self, top, propagate_down, bottom):
+        pass
+
+    def count(self):
+        return self.parameter
+"""
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_a_class_may_use_any_attribute_for_itself(user_module, engine, tmp_path):
+    (user_module / "own_names.py").write_text(OWN_NAMES)
+    net = make_net(python_layer("Selfish", module="own_names", param_str="7"), engine=engine)
+    for expected in (1, 2, 3):
+        result = net.forward(x=np.ones((2, 3)), t=np.ones((2, 3)))["y"]
+        assert (result == expected).all()
+    layer = net.layer_dict["Selfish"]
+    assert (layer.name, layer.count()) == ("Selfish", "7")
+    net.get_state()
+    net.save(tmp_path / "it.caffemodel")
+
+
+def test_a_class_of_the_program_itself(monkeypatch):
+    class Inline(Layer):
+        def reshape(self, bottom, top):
+            top[0].reshape(1)
+
+        def forward(self, bottom, top):
+            top[0].data[...] = 5
+
+    monkeypatch.setattr(sys.modules["__main__"], "Inline", Inline, raising=False)
+    assert make_net(python_layer("Inline", module="__main__")).forward()["y"] == 5
+
+
+def test_a_downloaded_net_runs_no_code(user_module):
+    layer = python_layer("Growing")
+    path = user_module / "net.prototxt"
+    path.write_text('layer { name: "in" type: "Input" top: "x" }\n' + layer)
+    Net(path)
+    sys.modules.pop("my_layers")
+    (user_module / ".downloaded").write_text("https://example.com/gist")
+    with pytest.raises(NetError, match=r"net.prototxt:2.*my_layers.*downloaded.*delete that file"):
+        Net(path)
+    assert "my_layers" not in sys.modules
