@@ -31,6 +31,7 @@ COMMANDS = {
     "layers": "list the layer types, or explain one",
     "zoo": "list, copy and download models",
     "convert_imageset": "make a database from a list of images",
+    "convert_hdf5": "make HDF5 files of images, CSV tables or NumPy arrays",
     "convert_mnist_data": "make a database from MNIST's original files",
     "convert_cifar_data": "make the databases from CIFAR-10's original files",
     "compute_image_mean": "average the images of a database",
