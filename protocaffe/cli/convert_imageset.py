@@ -17,20 +17,26 @@ from protocaffe.cli.counting import counting_progress
 from protocaffe.cli.flags import Flag
 from protocaffe.data.convert import ImageOptions, convert_images
 from protocaffe.data.entries import Entry, read_list, scan_classes, shuffled
+from protocaffe.data.reader import Conversion
 from protocaffe.log import log
 
-FLAGS = [
-    Flag("root", "what to put in front of the paths", required=True, positional=True),
-    Flag("list", "the list file; left out, ROOT has one folder per class", positional=True),
-    Flag("db", "the database to make", required=True, positional=True),
+ROOT = Flag("root", "what to put in front of the paths", required=True, positional=True)
+LIST = Flag("list", "the list file; left out, ROOT has one folder per class", positional=True)
+IMAGES = [
     Flag("gray", "one channel instead of three", default=False),
     Flag("shuffle", "put the images in random order", default=False),
     Flag("seed", "of the random order: the same seed, the same order", default=0),
-    Flag("backend", "kind of database", default="lmdb", choices=("lmdb", "leveldb")),
     Flag("resize_width", "width to resize to, in pixels; 0 keeps it", default=0, at_least=0),
     Flag("resize_height", "height to resize to, in pixels; 0 keeps it", default=0, at_least=0),
-    Flag("check_size", "refuse images of another size, or other channels, than the first", False),
     Flag("strict", "stop at a file that cannot be read, instead of skipping it", default=False),
+]
+FLAGS = [
+    ROOT,
+    LIST,
+    Flag("db", "the database to make", required=True, positional=True),
+    *IMAGES,
+    Flag("backend", "kind of database", default="lmdb", choices=("lmdb", "leveldb")),
+    Flag("check_size", "refuse images of another size, or other channels, than the first", False),
     Flag("encoded", "store compressed images instead of pixels", default=False),
     Flag("encode_type", "how to compress: png, jpg ...; default: as the file is"),
     Flag("force", "replace DB if it exists", default=False),
@@ -48,8 +54,7 @@ def run(flags: Namespace) -> int:
     )
     if flags.encode_type and not flags.encoded:
         log.info("encode_type specified, assuming encoded=true.")
-    root, entries, class_names = _sources(flags)
-    log.info("A total of %d images.", len(entries))
+    root, entries, class_names = image_sources(flags.root, flags)
     with counting_progress(len(entries)) as progress:
         result = convert_images(
             root,
@@ -63,14 +68,19 @@ def run(flags: Namespace) -> int:
             force=flags.force,
             progress=progress,
         )
-    if result.skipped:
-        log.warning("%d of %d files were skipped.", len(result.skipped), len(entries))
+    warn_of_skipped(result)
     return 0
 
 
-def _sources(flags: Namespace) -> tuple[str, list[Entry], list[str]]:
+def warn_of_skipped(result: Conversion) -> None:
+    """Say in the log how many files could not be read."""
+    skipped = len(result.skipped)
+    if skipped:
+        log.warning("%d of %d files were skipped.", skipped, skipped + result.written)
+
+
+def image_sources(root: str, flags: Namespace) -> tuple[str, list[Entry], list[str]]:
     """Return the root, the images in the order they go in, and the class names if known."""
-    root: str = flags.root
     class_names: list[str] = []
     if flags.list:
         entries = read_list(flags.list)
@@ -82,4 +92,5 @@ def _sources(flags: Namespace) -> tuple[str, list[Entry], list[str]]:
     if flags.shuffle:
         log.info("Shuffling data")
         entries = shuffled(entries, flags.seed)
+    log.info("A total of %d images.", len(entries))
     return root, entries, class_names

@@ -1,4 +1,4 @@
-"""Image files to a database of Datums: what ``convert_imageset`` does."""
+"""Image files to a database of Datums, or to HDF5 files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from protocaffe.data.datum import (
+    Array,
     Image,
     datum_array,
     decode_image,
@@ -18,6 +21,7 @@ from protocaffe.data.datum import (
     sizes,
 )
 from protocaffe.data.entries import Entry
+from protocaffe.data.hdf5_writer import HDF5Writer
 from protocaffe.data.reader import (
     Conversion,
     ImageError,
@@ -26,6 +30,7 @@ from protocaffe.data.reader import (
     place,
     read_image,
 )
+from protocaffe.data.transformer import Transformer
 from protocaffe.data.writer import create_database
 from protocaffe.errors import DataError
 from protocaffe.log import log
@@ -35,6 +40,8 @@ from protocaffe.proto.files import StrPath
 CLASS_NAMES = "labels.txt"
 """File in the database's folder with the class names, one a line, label 0 first."""
 LOG_EVERY = 1000
+HDF5_ROWS = 64
+"""Images that go to an HDF5 file together."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,74 @@ def convert_images(
     return reader.conversion
 
 
+def images_to_hdf5(
+    root: str,
+    entries: Sequence[Entry],
+    writer: HDF5Writer,
+    options: ImageOptions = ImageOptions(),
+    param: caffe_pb2.TransformationParameter | None = None,
+    *,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the images ``root + path`` of all entries, which must have one size, to HDF5 files.
+
+    The data sets are ``data``, (rows, channels, height, width), and ``label``, (rows). Pixels are
+    bytes, or floats where ``param`` changes them.
+
+    Args:
+        root: put in front of every path as it is, so a folder ends with a slash.
+        entries: from :func:`~protocaffe.data.entries.read_list` or
+            :func:`~protocaffe.data.entries.scan_classes`.
+        writer: where to.
+        options: how images are decoded.
+        param: ``mean_file`` or ``mean_value`` are taken off, then ``scale`` multiplies.
+        strict: whether to refuse files that cannot be read, instead of skipping them.
+        threads: how many decode; one per core, four at most, unless told otherwise.
+        progress: called now and then with the number of files done so far.
+
+    Raises:
+        DataError: no image could be read, an image could not with ``strict``, sizes differ, or
+            the mean is of another size.
+    """
+
+    def load(path: str, label: int) -> Image:
+        return planar(decoded(read_image(path), options))
+
+    change = Transformer(param or caffe_pb2.TransformationParameter(), caffe_pb2.TEST)
+    reader = ImageReader(root, entries, load, strict=strict, threads=threads)
+    images: list[Image] = []
+    labels: list[int] = []
+    shape: tuple[int, ...] | None = None
+    with closing(reader.results(progress)) as loaded:
+        for _, entry, image in loaded:
+            if shape is None:
+                shape = change.output_shape(image.shape)
+            if image.shape != shape:
+                raise DataError(_other_shape(root, entry, image.shape, shape))
+            images.append(image)
+            labels.append(entry.label)
+            if len(images) == HDF5_ROWS:
+                _put_rows(writer, images, labels, change)
+    if images:
+        _put_rows(writer, images, labels, change)
+    return reader.conversion
+
+
+def _put_rows(
+    writer: HDF5Writer, images: list[Image], labels: list[int], change: Transformer
+) -> None:
+    """Write images and labels, and empty the lists."""
+    data: Array = np.stack(images)
+    if change.mean is not None or change.scale != 1:
+        mean = np.float32(0) if change.mean is None else change.mean
+        data = (data - mean) * change.scale
+    writer.put({"data": data, "label": np.array(labels, np.float32)})
+    images.clear()
+    labels.clear()
+
+
 def image_datum(content: bytes, path: str, label: int, options: ImageOptions) -> bytes:
     """Return the serialised Datum of an image file, byte for byte Caffe's.
 
@@ -193,8 +268,8 @@ class _Record(NamedTuple):
 def _other_shape(root: str, entry: Entry, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return (
         f"{place(entry)}image '{root + entry.path}' is {sizes(shape)}, those before it "
-        f"{sizes(expected)} (channels x height x width); give a size to resize to, and for "
-        f"encoded images an encode_type, or do not ask for equal sizes"
+        f"{sizes(expected)} (channels x height x width); give a size to resize to, which also "
+        f"makes the channels the same"
     )
 
 
