@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 
 from protocaffe.cli.flags import Flag
+from protocaffe.engines import PRECISIONS, Engine, get_engine
 from protocaffe.errors import ProtocaffeError, UsageError
 from protocaffe.log import init_log, log
 
@@ -25,18 +27,30 @@ ENGINE = Flag(
 )
 
 
-def use_cpu(gpu: str) -> None:
-    """Say that the CPU is used, or refuse a GPU.
+PRECISION = Flag(
+    "precision",
+    "bf16 computes with bfloat16 numbers, about twice as fast where the processor has them; "
+    "weights stay float32",
+    default="float32",
+    choices=PRECISIONS,
+)
+COMPUTING = (ENGINE, PRECISION, GPU)
+"""The flags that :func:`chosen_engine` reads."""
+
+
+def chosen_engine(flags: Namespace) -> Engine:
+    """Return the engine the flags ask for, and log what computes.
 
     Raises:
-        ProtocaffeError: ``--gpu`` names one.
+        ProtocaffeError: ``--gpu`` names a GPU.
     """
-    if gpu:
+    if flags.gpu:
         raise ProtocaffeError(
-            f"--gpu={gpu}: this version has no GPU engine, only the CPU engines (onednn, numpy); "
-            f"leave --gpu out"
+            f"--gpu={flags.gpu}: this version has no GPU engine, only the CPU engines (onednn, "
+            f"numpy); leave --gpu out"
         )
     log.info("Use CPU.")
+    return get_engine(flags.engine or None, flags.precision)
 
 
 def stages(flag: str) -> list[str]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import numpy as np
 
-from protocaffe.cli.common import ENGINE, GPU, ITERATIONS, LEVEL, STAGE, stages, use_cpu
+from protocaffe.cli.common import COMPUTING, ITERATIONS, LEVEL, STAGE, chosen_engine, stages
 from protocaffe.cli.flags import Flag
 from protocaffe.log import log, number
 from protocaffe.net import Net
@@ -16,8 +16,7 @@ FLAGS = [
     Flag("model", "the net prototxt", required=True),
     Flag("weights", "its caffemodel", required=True),
     ITERATIONS,
-    ENGINE,
-    GPU,
+    *COMPUTING,
     LEVEL,
     STAGE,
 ]
@@ -25,14 +24,13 @@ FLAGS = [
 
 def run(flags: Namespace) -> int:
     """Test as the flags say."""
-    use_cpu(flags.gpu)
     net = Net(
         flags.model,
         caffe_pb2.TEST,
         weights=flags.weights,
         level=flags.level,
         stages=stages(flags.stage),
-        engine=flags.engine or None,
+        engine=chosen_engine(flags),
     )
     log.info("Running for %d iterations.", flags.iterations)
     loss = 0.0

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.cli.common import ENGINE, GPU, ITERATIONS, LEVEL, STAGE, stages, use_cpu
+from protocaffe.cli.common import COMPUTING, ITERATIONS, LEVEL, STAGE, chosen_engine, stages
 from protocaffe.cli.flags import Flag
 from protocaffe.log import log, number
 from protocaffe.net import Net
@@ -19,8 +19,7 @@ FLAGS = [
     Flag("model", "the net prototxt", required=True),
     ITERATIONS,
     Flag("phase", "the net's phase", default="TRAIN", choices=("TRAIN", "TEST")),
-    ENGINE,
-    GPU,
+    *COMPUTING,
     LEVEL,
     STAGE,
 ]
@@ -28,13 +27,12 @@ FLAGS = [
 
 def run(flags: Namespace) -> int:
     """Time as the flags say."""
-    use_cpu(flags.gpu)
     net = Net(
         flags.model,
         caffe_pb2.Phase.Value(flags.phase),
         level=flags.level,
         stages=stages(flags.stage),
-        engine=flags.engine or None,
+        engine=chosen_engine(flags),
     )
     log.info("Performing Forward")
     log.info("Initial loss: %s", number(net.run_forward()))

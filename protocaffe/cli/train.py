@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 
-from protocaffe.cli.common import ENGINE, GPU, LEVEL, STAGE, stages, use_cpu
+from protocaffe.cli.common import COMPUTING, LEVEL, STAGE, chosen_engine, stages
 from protocaffe.cli.flags import Flag
 from protocaffe.cli.signals import SignalRequests
 from protocaffe.errors import UsageError
@@ -25,8 +25,7 @@ FLAGS = [
     Flag("solver", "the solver prototxt", required=True),
     Flag("snapshot", "a .solverstate to resume from, or auto: the newest complete one, if any"),
     Flag("weights", "caffemodels to start from, separated by commas; not with --snapshot"),
-    ENGINE,
-    GPU,
+    *COMPUTING,
     LEVEL,
     STAGE,
     Flag("sigint_effect", "what Ctrl-C does", default="stop", choices=EFFECTS),
@@ -39,8 +38,7 @@ def run(flags: Namespace) -> int:
     if flags.snapshot and flags.weights:
         raise UsageError("give --snapshot to resume or --weights to fine-tune, not both")
     param = _solver_parameter(flags)
-    use_cpu(flags.gpu)
-    solver = get_solver(param, engine=flags.engine or None, path=flags.solver)
+    solver = get_solver(param, engine=chosen_engine(flags), path=flags.solver)
     if flags.snapshot:
         _resume(solver, flags.snapshot)
     requests = SignalRequests(_action(flags.sigint_effect), _action(flags.sighup_effect))

@@ -20,8 +20,8 @@ def no_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from protocaffe.engines.onednn import library
 
     def forget() -> None:
-        engines._onednn_engine.cache_clear()
-        engines._default_engine.cache_clear()
+        engines._by_name.cache_clear()
+        engines._default.cache_clear()
 
     monkeypatch.setattr(library, "_candidates", lambda: ["/nosuch/libdnnl.so.3"])
     forget()

@@ -21,7 +21,8 @@ from protocaffe.engines.onednn.weighted import (
     Passes,
     bind_passes,
     find_epilogue,
-    settled_layout,
+    gradient_layouts,
+    weight_layouts,
     weights_fit,
 )
 from protocaffe.layers.convolution import (
@@ -81,42 +82,42 @@ def fast_passes(
         bias: the bias' layout, None for no bias.
         attributes: what the forward pass does to its result.
     """
-    for src, dst in _image_and_grid_layouts(plan.runtime, *shapes):
-        for weights in _weight_layouts(plan, layer):
-            passes = _passes(plan, layer, (src, weights, bias, dst), wants, attributes)
-            if passes is not None and passes.is_fast:
-                return passes
-    return None
+    group, blob = layer.geometry.group, layer.blobs[0]
+    weights = blob.shape if group == 1 else (group, blob.shape[0] // group, *blob.shape[1:])
+    if not weights_fit(blob, weights):
+        return None
+    second_best = None
+    for dtype in dict.fromkeys((plan.dtype, dnn.F32)):
+        for src, dst in _image_and_grid_layouts(plan.runtime, *shapes, dtype):
+            for layout in weight_layouts(plan, blob, weights, dtype):
+                passes = _passes(plan, layer, (src, layout, bias, dst), wants, attributes)
+                if passes is not None and passes.are_fast:
+                    return passes
+                second_best = second_best or passes
+    return second_best
 
 
 def _image_and_grid_layouts(
-    runtime: Runtime, image: tuple[int, ...], grid: tuple[int, ...]
+    runtime: Runtime, image: tuple[int, ...], grid: tuple[int, ...], dtype: int
 ) -> Iterator[tuple[Layout, Layout]]:
     """Layouts of bottom and top to try, the one that is best in whole nets first.
 
     Blocked channels throughout beat what oneDNN picks layer by layer, because no reorders
     come between; images (few channels) must stay plain, blocked ones fall to slow code.
     """
-    make = Layout.plain if image[1] < FEW_CHANNELS else Layout.blocked
-    yield make(runtime, image), Layout.blocked(runtime, grid)
-    yield Layout.any(runtime, image), Layout.any(runtime, grid)
-    yield Layout.plain(runtime, image), Layout.plain(runtime, grid)
+    many = [channels for channels in (image[1], grid[1]) if channels >= FEW_CHANNELS]
+    wasteful = many and all(-(-channels // BLOCK) * BLOCK > WASTE * channels for channels in many)
+    best = Layout.channels_last if wasteful else Layout.blocked
+    make = Layout.plain if image[1] < FEW_CHANNELS else best
+    yield make(runtime, image, dtype), best(runtime, grid, dtype)
+    yield Layout.any(runtime, image, dtype), Layout.any(runtime, grid, dtype)
+    yield Layout.plain(runtime, image, dtype), Layout.plain(runtime, grid, dtype)
 
 
 FEW_CHANNELS = 8
-
-
-def _weight_layouts(plan: OneDnnPlan, layer: ConvolutionBase) -> Iterator[Layout]:
-    group, blob = layer.geometry.group, layer.blobs[0]
-    shape = blob.shape
-    if group > 1:
-        shape = (group, shape[0] // group, *shape[1:])
-    if not weights_fit(blob, shape):
-        return
-    settled = settled_layout(blob, shape)
-    if settled is not None:
-        yield settled
-    yield Layout.any(plan.runtime, shape)
+BLOCK = 16
+WASTE = 1.25
+"""From how much padding on (as LeNet's 20 and 50 channels need) blocks lose to channels-last."""
 
 
 def _passes(
@@ -136,15 +137,15 @@ def _passes(
     ]
     head = (dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT)
     forward = operation(runtime, "convolution_forward", *head, *layouts, *window, attributes)
-    if forward is None:
+    if forward is None or forward.is_reference:
         return None
-    src = forward.layout(dnn.QUERY_SRC, src.shape)
-    weights = forward.layout(dnn.QUERY_WEIGHTS, weights.shape)
-    dst = forward.layout(dnn.QUERY_DST, dst.shape)
+    src = forward.layout(dnn.QUERY_SRC, src.shape, src.dtype)
+    weights = forward.layout(dnn.QUERY_WEIGHTS, weights.shape, weights.dtype)
+    dst = forward.layout(dnn.QUERY_DST, dst.shape, dst.dtype)
     passes = Passes(src, weights, bias, dst, forward, None, None)
     # Forward and the gradients like their weights in different orders; where the forward's is
     # refused, the primitive gets its own and the weights (or their gradient) are reordered.
-    choices = (weights, Layout.any(runtime, weights.shape))
+    choices = (weights, Layout.any(runtime, weights.shape, weights.dtype))
     tail = (*window, forward, None)
     if wants.data:
         passes.backward_data = _first_fast(
@@ -156,7 +157,10 @@ def _passes(
         passes.backward_weights = _first_fast(
             runtime,
             "convolution_backward_weights",
-            [(dnn.CONVOLUTION_DIRECT, src, layout, bias, dst, *tail) for layout in choices],
+            [
+                (dnn.CONVOLUTION_DIRECT, src, layout, bias, dst, *tail)
+                for layout in gradient_layouts(plan, layer.blobs[0], weights)
+            ],
         )
     complete = (passes.backward_data is not None) >= wants.data and (
         passes.backward_weights is not None

@@ -32,8 +32,11 @@ def deconvolution(plan: OneDnnPlan, node: LayerNode[Deconvolution]) -> bool:
     if passes is None or passes.backward_data is None:
         return False
     grid = plan.source(node, bottom, passes.dst)
-    wanted = passes.backward_data.layout(dnn.QUERY_WEIGHTS, passes.weights.shape)
-    operands = {dnn.ARG_DIFF_DST: grid, dnn.ARG_WEIGHTS: weights_in(plan, node, blobs[0], wanted)}
+    shape, dtype = passes.weights.shape, passes.weights.dtype
+    wanted = passes.backward_data.layout(dnn.QUERY_WEIGHTS, shape, dtype)
+    master = wanted if dtype == dnn.F32 else passes.master
+    weights = weights_in(plan, node, blobs[0], wanted, master)
+    operands = {dnn.ARG_DIFF_DST: grid, dnn.ARG_WEIGHTS: weights}
     image = plan.top(node, 0, passes.src)
     forward = Primitive(passes.backward_data, {**operands, dnn.ARG_DIFF_SRC: image})
     plan.add_forward(node, forward, (bottom, *blobs), (top,))
@@ -70,7 +73,7 @@ def _backward(
     if len(layer.blobs) > 1 and layer.param_propagate_down[1]:
         plan.backward[node.index].append(lambda: _add_bias_gradient(node))
     if node.propagate_down[0]:
-        weights = weights_in(plan, node, layer.blobs[0], passes.weights)
+        weights = weights_in(plan, node, layer.blobs[0], passes.weights, passes.master)
         operands = {dnn.ARG_SRC: gradient, dnn.ARG_WEIGHTS: weights}
         plan.add_bottom_gradient(
             node,

@@ -90,8 +90,8 @@ def concat(plan: OneDnnPlan, node: LayerNode[Concat]) -> bool:
     axis = node.layer.axis
     blocked = top.num_axes == 4 and axis == 1 and all(b.shape[1] % 16 == 0 for b in bottoms)
     make = Layout.blocked if blocked else Layout.plain
-    layouts = [make(runtime, bottom.shape) for bottom in bottoms]
-    dst = make(runtime, top.shape)
+    layouts = [make(runtime, bottom.shape, plan.dtype) for bottom in bottoms]
+    dst = make(runtime, top.shape, plan.dtype)
     handles = (c_void_p * len(layouts))(*(layout.handle for layout in layouts))
     forward = operation(runtime, "concat", dst, len(bottoms), axis, handles, None)
     if forward is None:

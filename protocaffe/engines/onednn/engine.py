@@ -25,6 +25,7 @@ from protocaffe.engines.onednn import (
     normalization,
     pooling,
 )
+from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.plan import OneDnnPlan
 from protocaffe.engines.onednn.primitives import NativeArray, Runtime
 from protocaffe.engines.onednn.update import SMALL, OneDnnAdamUpdate, OneDnnMomentumUpdate
@@ -45,18 +46,29 @@ KERNEL_MODULES = (
 class OneDnnEngine(Engine):
     """The CPU engine over oneDNN.
 
+    Args:
+        dtype: the type of activations and their gradients, ``F32`` or ``BF16``; weights, their
+            gradients and all sums are float32 either way.
+
     Raises:
         UnavailableError: the library is not installed, or of another version.
     """
 
     name: ClassVar[str] = "onednn"
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: int = dnn.F32) -> None:
         self.runtime = Runtime()
+        self.dtype = dtype
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the processor multiplies bfloat16 numbers."""
+        isa = int(self.runtime.library.dnnl_get_effective_cpu_isa())
+        return isa & dnn.ISA_AVX512_BF16 == dnn.ISA_AVX512_BF16
 
     def plan(self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True) -> Plan:
         """Bind a net's work to primitives; float64 nets run the layers' own code."""
-        return OneDnnPlan(self.runtime, nodes, fuse)
+        return OneDnnPlan(self.runtime, nodes, fuse, self.dtype)
 
     def flat_views(self, leader: Storage, *followers: Storage) -> list[Array]:
         """Return flat arrays in the leader's own layout (see :meth:`Engine.flat_views`)."""

@@ -10,7 +10,8 @@ from protocaffe.engines.onednn.weighted import (
     Passes,
     bind_passes,
     find_epilogue,
-    settled_layout,
+    gradient_layouts,
+    weight_layouts,
     weights_fit,
 )
 from protocaffe.layers.inner_product import InnerProduct
@@ -27,14 +28,13 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
     layer, blobs = node.layer, node.layer.blobs
     if layer.transpose or not weights_fit(blobs[0], blobs[0].shape):
         return False
-    runtime = plan.runtime
+    runtime, dtype = plan.runtime, plan.dtype
     outputs, inputs = blobs[0].shape
     rows = node.bottoms[0].count // inputs
-    src, dst = (Layout.plain(runtime, (rows, columns)) for columns in (inputs, outputs))
+    src, dst = (Layout.plain(runtime, (rows, columns), dtype) for columns in (inputs, outputs))
     bias = Layout.plain(runtime, (outputs,)) if len(blobs) > 1 else None
     epilogue = find_epilogue(plan, node)
-    settled = settled_layout(blobs[0], (outputs, inputs))
-    weights = settled or Layout.any(runtime, (outputs, inputs))
+    weights = weight_layouts(plan, blobs[0], (outputs, inputs), dtype)[0]
     forward = operation(
         runtime,
         "inner_product_forward",
@@ -42,15 +42,16 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
     )
     if forward is None:
         raise layer.error("oneDNN has no implementation of this inner product")
-    weights = forward.layout(dnn.QUERY_WEIGHTS, (outputs, inputs))
+    weights = forward.layout(dnn.QUERY_WEIGHTS, (outputs, inputs), dtype)
     passes = Passes(src, weights, bias, dst, forward, None, None)
     if node.needs_backward and node.propagate_down[0]:
         passes.backward_data = operation(
             runtime, "inner_product_backward_data", src, weights, dst, forward, None
         )
     if node.needs_backward and any(layer.param_propagate_down):
+        gradient = gradient_layouts(plan, blobs[0], weights)[0]
         passes.backward_weights = operation(
-            runtime, "inner_product_backward_weights", src, weights, bias, dst, forward, None
+            runtime, "inner_product_backward_weights", src, gradient, bias, dst, forward, None
         )
     bind_passes(plan, node, passes, epilogue)
     return True

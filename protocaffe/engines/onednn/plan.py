@@ -73,12 +73,18 @@ class OneDnnPlan(Plan):
         runtime: the library.
         nodes: the net's layers with their blobs, shapes known.
         fuses: whether layers may be run as one (see :meth:`Engine.plan`).
+        dtype: the type of what kernels pass on between them, ``F32`` or ``BF16``.
     """
 
     def __init__(
-        self, runtime: Runtime, nodes: Sequence[LayerNode[Layer]], fuses: bool = True
+        self,
+        runtime: Runtime,
+        nodes: Sequence[LayerNode[Layer]],
+        fuses: bool = True,
+        dtype: int = dnn.F32,
     ) -> None:
         self.runtime = runtime
+        self.dtype = dtype
         self.fuses = fuses
         self._copies: dict[int, list[NativeArray]] = {}
         self._versions: dict[int, NativeArray] = {}

@@ -32,7 +32,7 @@ def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
     if made is None:
         return False
     forward, backward = made
-    dst = forward.layout(dnn.QUERY_DST, top.shape)
+    dst = forward.layout(dnn.QUERY_DST, top.shape, src.dtype)
     notes = workspace(forward) if backward is not None else None
     source, target = plan.source(node, bottom, src), plan.top(node, 0, dst)
     arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: notes}
@@ -66,13 +66,13 @@ def _operations(
     ]
     shape = node.tops[0].shape
     prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
-    head = (prop_kind, algorithm, src, Layout.any(runtime, shape))
+    head = (prop_kind, algorithm, src, Layout.any(runtime, shape, src.dtype))
     forward = operation(runtime, "pooling_forward", *head, *window, None)
     if forward is None or forward.is_reference:
         return None
     if not node.needs_backward:
         return forward, None
-    dst = forward.layout(dnn.QUERY_DST, shape)
+    dst = forward.layout(dnn.QUERY_DST, shape, src.dtype)
     backward = operation(runtime, "pooling_backward", algorithm, src, dst, *window, forward, None)
     return None if backward is None or backward.is_reference else (forward, backward)
 
@@ -146,7 +146,9 @@ def lrn(plan: OneDnnPlan, node: LayerNode[LRN]) -> bool:
         return False
     runtime = plan.runtime
     blocked = bottom.channels % 16 == 0
-    layout = Layout.blocked(runtime, bottom.shape) if blocked else plan.layout(bottom)
+    layout = plan.layout(bottom)
+    if blocked:
+        layout = Layout.blocked(runtime, bottom.shape, plan.dtype)
     rule = (layer.size, layer.alpha, layer.beta, layer.k)
     prop_kind = dnn.FORWARD_TRAINING if node.needs_backward else dnn.FORWARD_INFERENCE
     head = (dnn.LRN_ACROSS_CHANNELS, layout, layout)

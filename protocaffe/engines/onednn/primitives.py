@@ -66,18 +66,22 @@ class Layout:
 
     Attributes:
         shape: the logical extents.
-        is_plain: whether the order is the host's (C order, no padding).
+        dtype: the type of the numbers, ``F32`` or ``BF16``.
+        is_plain: whether they lie as on the host (C order, no padding, float32).
         size: how many floats the memory needs, padding included.
     """
 
-    def __init__(self, runtime: Runtime, handle: c_void_p, shape: Sequence[int]) -> None:
+    def __init__(
+        self, runtime: Runtime, handle: c_void_p, shape: Sequence[int], dtype: int = dnn.F32
+    ) -> None:
         self.runtime = runtime
         self.handle = handle
         self.shape = tuple(shape)
+        self.dtype = dtype
         _own(self, runtime.library.dnnl_memory_desc_destroy, handle)
 
     @classmethod
-    def plain(cls, runtime: Runtime, shape: Sequence[int]) -> Layout:
+    def plain(cls, runtime: Runtime, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
         """C order, as the host has it."""
         strides = [1] * len(shape)
         for axis in reversed(range(len(shape) - 1)):
@@ -85,29 +89,36 @@ class Layout:
         handle = c_void_p()
         runtime.check(
             "memory_desc_create_with_strides",
-            *(byref(handle), len(shape), dims(shape), dnn.F32, dims(strides)),
+            *(byref(handle), len(shape), dims(shape), dtype, dims(strides)),
         )
-        return cls(runtime, handle, shape)
+        return cls(runtime, handle, shape, dtype)
 
     @classmethod
-    def tagged(cls, runtime: Runtime, shape: Sequence[int], tag: int) -> Layout:
+    def tagged(
+        cls, runtime: Runtime, shape: Sequence[int], tag: int, dtype: int = dnn.F32
+    ) -> Layout:
         """The layout of a format tag."""
         handle = c_void_p()
         runtime.check(
             "memory_desc_create_with_tag",
-            *(byref(handle), len(shape), dims(shape), dnn.F32, tag),
+            *(byref(handle), len(shape), dims(shape), dtype, tag),
         )
-        return cls(runtime, handle, shape)
+        return cls(runtime, handle, shape, dtype)
 
     @classmethod
-    def any(cls, runtime: Runtime, shape: Sequence[int]) -> Layout:
+    def any(cls, runtime: Runtime, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
         """A layout left to the primitive's choice."""
-        return cls.tagged(runtime, shape, dnn.TAG_ANY)
+        return cls.tagged(runtime, shape, dnn.TAG_ANY, dtype)
 
     @classmethod
-    def blocked(cls, runtime: Runtime, shape: Sequence[int]) -> Layout:
+    def blocked(cls, runtime: Runtime, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
         """Channels in blocks of 16 (nChw16c), which convolutions are fastest with."""
-        return cls.tagged(runtime, shape, dnn.TAG_NCHW16C)
+        return cls.tagged(runtime, shape, dnn.TAG_NCHW16C, dtype)
+
+    @classmethod
+    def channels_last(cls, runtime: Runtime, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
+        """All channels of a pixel together (NHWC), for counts that would waste much of a block."""
+        return cls.tagged(runtime, shape, dnn.TAG_NHWC, dtype)
 
     def part(self, offset: Sequence[int], shape: Sequence[int]) -> Layout | None:
         """Describe a box of this memory, or None where blocks would be cut."""
@@ -115,16 +126,16 @@ class Layout:
         status = self.runtime.call(
             "memory_desc_create_submemory", byref(handle), self.handle, dims(shape), dims(offset)
         )
-        return None if status != dnn.OK else Layout(self.runtime, handle, shape)
+        return None if status != dnn.OK else Layout(self.runtime, handle, shape, self.dtype)
 
     @property
     def size(self) -> int:
-        """Number of floats, padding included (workspaces of other types are rounded up)."""
+        """Number of floats, padding included (memory of smaller numbers is rounded up)."""
         return -(-int(self.runtime.library.dnnl_memory_desc_get_size(self.handle)) // 4)
 
     @property
     def is_plain(self) -> bool:
-        """Whether elements lie as on the host."""
+        """Whether the numbers lie as on the host."""
         return self == Layout.plain(self.runtime, self.shape)
 
     def __eq__(self, other: object) -> bool:
@@ -225,12 +236,12 @@ class Operation:
         self.handle = handle
         _own(self, runtime.library.dnnl_primitive_desc_destroy, handle)
 
-    def layout(self, what: int, shape: Sequence[int]) -> Layout:
-        """Return the layout chosen for one of the operation's memories."""
+    def layout(self, what: int, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
+        """Return the layout chosen for one of the operation's memories, whose type is known."""
         borrowed = self.runtime.library.dnnl_primitive_desc_query_md(self.handle, what, 0)
         handle = c_void_p()
         self.runtime.check("memory_desc_clone", byref(handle), borrowed)
-        return Layout(self.runtime, handle, shape)
+        return Layout(self.runtime, handle, shape, dtype)
 
     @property
     def implementation(self) -> str:

@@ -25,7 +25,11 @@ from protocaffe.layers import Layer
 
 @dataclass
 class Passes:
-    """The three operations of a layer with weights, their layouts settled."""
+    """The three operations of a layer with weights, their layouts settled.
+
+    Attributes:
+        src, weights, bias, dst: what forward reads and writes.
+    """
 
     src: Layout
     weights: Layout
@@ -36,10 +40,23 @@ class Passes:
     backward_weights: Operation | None
 
     @property
-    def is_fast(self) -> bool:
-        """Whether none of them falls back to oneDNN's reference code."""
+    def master(self) -> Layout:
+        """The layout of the learned weights: forward's, or as float32 what their gradient has.
+
+        Weights of fewer bits are copies of float32 ones, made in every forward pass.
+        """
+        weights = self.weights
+        if weights.dtype == dnn.F32:
+            return weights
+        if self.backward_weights is None:
+            return Layout.plain(weights.runtime, weights.shape)
+        return self.backward_weights.layout(dnn.QUERY_DIFF_WEIGHTS, weights.shape)
+
+    @property
+    def are_fast(self) -> bool:
+        """Whether all of them have code made for their shapes, and none unrolls its windows."""
         made = (self.forward, self.backward_data, self.backward_weights)
-        return not any(each is not None and each.is_reference for each in made)
+        return not any(each is not None and "gemm:jit" in each.implementation for each in made)
 
 
 @dataclass
@@ -117,7 +134,7 @@ def bind_passes(
     """Add the forward and backward work of a layer with weights to the plan."""
     bottom, top, blobs = node.bottoms[0], node.tops[0], node.layer.blobs
     source = plan.source(node, bottom, passes.src)
-    weights = weights_in(plan, node, blobs[0], passes.weights)
+    weights = weights_in(plan, node, blobs[0], passes.weights, passes.master)
     bias = None if passes.bias is None else plan.parameter(blobs[1], passes.bias)
     last = _fuse(plan, node, epilogue)
     arrays = {
@@ -139,7 +156,7 @@ def bind_passes(
     if backward_weights is not None:
         _bind_backward_weights(plan, node, passes, backward_weights, source, gradient)
     if backward_data is not None:
-        wanted = backward_data.layout(dnn.QUERY_WEIGHTS, passes.weights.shape)
+        wanted = backward_data.layout(dnn.QUERY_WEIGHTS, passes.weights.shape, passes.weights.dtype)
         if wanted != weights.layout:
             copy = NativeArray(wanted)
             plan.add_backward(node, reorder(weights, copy), data=blobs[:1])
@@ -188,9 +205,19 @@ def _bind_backward_weights(
     )
 
 
-def weights_in(plan: OneDnnPlan, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
-    """Return the weights in the layout the operation chose, copied if another net settled one."""
-    native = plan.parameter(blob, layout)
+def weights_in(
+    plan: OneDnnPlan, node: LayerNode[Layer], blob: Blob, layout: Layout, master: Layout
+) -> NativeArray:
+    """Return the weights as the operation reads them, copied if they themselves lie otherwise.
+
+    Args:
+        plan: where the copying is added.
+        node: the layer.
+        blob: its weights.
+        layout: the one the operation chose.
+        master: the layout the weights get if no other net has settled one.
+    """
+    native = plan.parameter(blob, master)
     if native.layout == layout:
         return native
     copy = NativeArray(layout)
@@ -204,9 +231,16 @@ def weights_fit(blob: Blob, shape: tuple[int, ...]) -> bool:
     return not isinstance(native, NativeArray) or native.layout.shape == shape
 
 
-def settled_layout(blob: Blob, shape: tuple[int, ...]) -> Layout | None:
-    """The layout that the weights already have from another plan, if it is of this shape."""
+def weight_layouts(
+    plan: OneDnnPlan, blob: Blob, shape: tuple[int, ...], dtype: int
+) -> list[Layout]:
+    """The layouts to try for weights of a logical shape: first what they have, then any."""
     native = blob.data_storage.native
-    if isinstance(native, NativeArray) and native.layout.shape == shape:
-        return native.layout
-    return None
+    own = [native.layout] if isinstance(native, NativeArray) and dtype == dnn.F32 else []
+    return [*own, Layout.any(plan.runtime, shape, dtype)]
+
+
+def gradient_layouts(plan: OneDnnPlan, blob: Blob, weights: Layout) -> list[Layout]:
+    """The layouts to try for the weights' gradient, which is float32 whatever they are."""
+    first = [weights] if weights.dtype == dnn.F32 else []
+    return [*first, *weight_layouts(plan, blob, weights.shape, dnn.F32)]
