@@ -28,6 +28,7 @@ COMMANDS = {
     "time": "measure how long each layer of a net takes",
     "device_query": "print what this machine can compute with",
     "summary": "show shapes, parameters and multiply-adds of a net",
+    "export": "write a trained net as an ONNX model",
     "layers": "list the layer types, or explain one",
     "zoo": "list, copy and download models",
     "convert_imageset": "make a database from a list of images",

@@ -315,6 +315,9 @@ class SPP(Layer):
     Example:
         layer { name: "spp" type: "SPP" bottom: "conv5" top: "spp"
             spp_param { pyramid_height: 3 pool: MAX } }
+
+    Attributes:
+        levels: the poolings from coarse to fine, known after ``reshape``.
     """
 
     bottoms = (1, 1)
@@ -336,7 +339,7 @@ class SPP(Layer):
         geometries = [
             self._level((shape[2], shape[3]), 2**level) for level in range(self.pyramid_height)
         ]
-        self._levels = [PlanePooling(each, self.xp, self.dtype) for each in geometries]
+        self.levels = [PlanePooling(each, self.xp, self.dtype) for each in geometries]
         if self.pyramid_height == 1:
             top[0].reshape(*shape[:2], 1, 1)
         else:
@@ -355,7 +358,7 @@ class SPP(Layer):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x = _planes(bottom[0].data)
-        for level, part in zip(self._levels, self._parts(top[0].data, bottom[0]), strict=True):
+        for level, part in zip(self.levels, self._parts(top[0].data, bottom[0]), strict=True):
             y = self.xp.empty((len(x), *level.geometry.output), self.dtype)
             level.forward(x, y)
             part[...] = y.reshape(part.shape)
@@ -366,13 +369,13 @@ class SPP(Layer):
         dx = _planes(bottom[0].diff)
         dx[...] = 0
         share = self.xp.empty_like(dx)
-        for level, part in zip(self._levels, self._parts(top[0].diff, bottom[0]), strict=True):
+        for level, part in zip(self.levels, self._parts(top[0].diff, bottom[0]), strict=True):
             level.backward(part.reshape(len(dx), *level.geometry.output), share)
             dx += share
 
     def _parts(self, top: Array, bottom: Blob) -> list[Array]:
         """View the top as one (N, C * bins^2) array per level."""
         rows = top.reshape(bottom.shape[0], -1)
-        sizes = [bottom.shape[1] * math.prod(level.geometry.output) for level in self._levels]
+        sizes = [bottom.shape[1] * math.prod(level.geometry.output) for level in self.levels]
         ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
         return [rows[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]

@@ -353,6 +353,9 @@ class Crop(Layer):
     Example:
         layer { name: "crop" type: "Crop" bottom: "upscore" bottom: "pool3" top: "score"
             crop_param { axis: 2 offset: 1 } }
+
+    Attributes:
+        part: the index of the cut in bottom 0, known after ``reshape``.
     """
 
     bottoms = (2, 2)
@@ -372,7 +375,7 @@ class Crop(Layer):
                     f"bottom of shape {shape}"
                 )
             part.append(slice(offset, offset + wanted[index]))
-        self._part = tuple(part)
+        self.part = tuple(part)
         top[0].reshape(*shape[:axis], *wanted[axis : len(shape)])
 
     def _offsets(self, count: int) -> list[int]:
@@ -387,10 +390,10 @@ class Crop(Layer):
         return offsets
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        top[0].data[...] = bottom[0].data[self._part]
+        top[0].data[...] = bottom[0].data[self.part]
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             dx = bottom[0].diff
             dx[...] = 0
-            dx[self._part] = top[0].diff
+            dx[self.part] = top[0].diff
