@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,27 @@ from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import read_net, read_solver
 from protocaffe.solvers.learning_rate import LearningRate
+from protocaffe.zoo.catalogue import read_readme
 from protocaffe.zoo.fetch import digest
+from protocaffe.zoo.published import PUBLISHED
 
 MODELS = Path(__file__).parents[2] / "models"
 FOLDERS = sorted(path.parent for path in MODELS.glob("*/readme.md"))
-PARAMETERS = {"cifar10_quick": 145578, "digits": 38282, "lenet": 431080}
+PARAMETERS = {"cifar10_full": 89578, "cifar10_quick": 145578, "digits": 38282, "lenet": 431080}
+SMALL = [folder for folder in FOLDERS if folder.name in PARAMETERS]
+BUILT = [folder for folder in FOLDERS if folder.name in PUBLISHED]
 
 
 def front_matter(folder):
-    first, *lines = (folder / "readme.md").read_text().splitlines()
-    assert first == "---"
-    return dict(line.split(": ", 1) for line in lines[: lines.index("---")])
+    return read_readme(folder / "readme.md").facts
 
 
 def test_all_models_are_looked_at():
-    assert {folder.name for folder in FOLDERS} == PARAMETERS.keys()
+    assert {folder.name for folder in FOLDERS} == PARAMETERS.keys() | PUBLISHED.keys()
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-class TestModel:
+@pytest.mark.parametrize("folder", SMALL, ids=lambda folder: folder.name)
+class TestSmallModel:
     def test_the_deployed_net_runs(self, folder):
         net = Net(folder / "deploy.prototxt", engine="numpy")
         net.forward()
@@ -49,28 +52,62 @@ class TestModel:
             deployed.pop(head)
         assert trained == deployed
 
-    def test_solvers_name_the_net_and_keep_to_the_folder(self, folder):
-        for path in folder.glob("solver*.prototxt"):
-            solver, _ = read_solver(path)
-            assert MODELS.parent / solver.net == folder / "train_val.prototxt"
-            assert (MODELS.parent / solver.snapshot_prefix).parent == folder
-            assert LearningRate(solver)(0) > 0
-
-    def test_the_readme_starts_with_facts(self, folder):
+    def test_the_readme_names_weights_that_are_there_or_that_training_writes(self, folder):
         facts = front_matter(folder)
         assert facts["license"] == "BSD-2-Clause"
-        assert facts["name"]
         if "sha1" in facts:  # the weights ship
             assert digest(folder / facts["caffemodel"]) == facts["sha1"]
             return
-        last = max(folder.glob("solver*.prototxt"), key=lambda path: read_solver(path)[0].max_iter)
-        solver, _ = read_solver(last)
-        written = f"{Path(solver.snapshot_prefix).name}_iter_{solver.max_iter}.caffemodel"
+        solvers = [read_solver(path)[0] for path in folder.glob("solver*.prototxt")]
+        last = max(solvers, key=lambda solver: solver.max_iter)
+        hdf5 = ".h5" if last.snapshot_format == caffe_pb2.SolverParameter.HDF5 else ""
+        written = f"{Path(last.snapshot_prefix).name}_iter_{last.max_iter}.caffemodel{hdf5}"
         assert facts["caffemodel"] == written
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_solvers_name_the_net_and_keep_to_the_folder(folder):
+    assert (folder / "solver.prototxt").exists()
+    for path in folder.glob("*solver*.prototxt"):
+        solver, _ = read_solver(path)
+        assert MODELS.parent / solver.net == folder / "train_val.prototxt"
+        assert (MODELS.parent / solver.snapshot_prefix).parent == folder
+        assert LearningRate(solver)(0) > 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_testing_covers_the_whole_set(folder):
+    net, _ = read_net(folder / "train_val.prototxt")
+    batch = next(
+        (layer.data_param.batch_size or layer.image_data_param.batch_size)
+        for layer in net.layer
+        if layer.include and layer.include[0].phase == caffe_pb2.TEST
+    )
+    solver, _ = read_solver(folder / "solver.prototxt")
+    sizes = {"digits": 360, "finetune_flickr_style": 5000, "lenet": 10000}
+    default = 10000 if folder.name.startswith("cifar") else 50000
+    assert batch * solver.test_iter[0] == sizes.get(folder.name, default)
+
+
+@pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
+class TestPublishedModel:
+    def test_the_texts_are_those_that_the_builder_writes(self, folder):
+        for name, text in PUBLISHED[folder.name].texts().items():
+            assert (folder / name).read_text() == text, "run: python scripts/make_models.py"
+
+    def test_the_readme_says_whose_weights_they_are(self, folder):
+        facts = front_matter(folder)
+        assert facts["name"]
+        assert facts["license"]
+        assert facts["caffemodel"].endswith(".caffemodel")
+        assert re.fullmatch(r"[\d.]+ %( / [\d.]+ %)? \(.+\)", facts["accuracy"])
+        if "sha1" in facts:
+            assert re.fullmatch("[0-9a-f]{40}", facts["sha1"])
+            assert facts["caffemodel_url"].endswith(facts["caffemodel"])
+
+
 def test_the_weights_that_ship_load():
-    shipped = [folder for folder in FOLDERS if "sha1" in front_matter(folder)]
+    shipped = [folder for folder in SMALL if "sha1" in front_matter(folder)]
     assert {folder.name for folder in shipped} >= {"cifar10_quick", "digits"}
     for folder in shipped:
         weights = folder / front_matter(folder)["caffemodel"]
