@@ -51,6 +51,7 @@ FUNCTIONS = {
         lambda x: 8,
     ),
     "relu": ('type: "ReLU"', lambda x: max(x, 0)),
+    "relu6": ('type: "ReLU6"', lambda x: min(max(x, 0), 6)),
     "leaky relu": (
         'type: "ReLU" relu_param { negative_slope: 0.25 }',
         lambda x: x if x > 0 else 0.25 * x,
@@ -201,3 +202,11 @@ def test_prelu_refuses_a_bottom_without_channels():
     runner.bottom[0].reshape(1, 3)
     with pytest.raises(LayerError, match="was set up for 2 channels"):
         runner.layer.reshape(runner.bottom, runner.top)
+
+
+def test_relu6_has_two_kinks_and_no_slope_below():
+    runner = Runner('type: "ReLU6"', np.array([-1.0, 0, 0.5, 5.5, 6, 7]))
+    assert runner.forward()[0].tolist() == [0, 0, 0.5, 5.5, 6, 6]
+    assert runner.backward(np.ones(6))[0].tolist() == [0, 0, 1, 1, 0, 0]
+    with pytest.raises(LayerError, match="takes no negative_slope"):
+        Runner('type: "ReLU6" relu6_param { negative_slope: 0.1 }', np.ones(2))

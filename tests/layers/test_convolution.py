@@ -235,3 +235,38 @@ def test_refuses_other_channels_later():
     runner.bottom[0].reshape(1, 2, 4, 4)
     with pytest.raises(LayerError, match="was set up for 1 channels"):
         runner.layer.reshape(runner.bottom, runner.top)
+
+
+@pytest.mark.parametrize("kind", ["ConvolutionDepthwise", "DepthwiseConvolution"])
+@pytest.mark.parametrize("given_settings", ["", "group: 3", "num_output: 3"])
+def test_depthwise_is_convolution_with_a_group_per_channel(kind, given_settings):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 5, 6))
+    window = "kernel_size: 3 stride: 2 pad: 1"
+    text = f"convolution_param {{ {window} {given_settings} }}"
+    runner = Runner(f'type: "{kind}" {text}', x).fill_blobs(rng)
+    assert [blob.shape for blob in runner.layer.blobs] == [(3, 1, 3, 3), (3,)]
+    plain = Runner(
+        f'type: "Convolution" convolution_param {{ {window} num_output: 3 group: 3 }}', x
+    )
+    for mine, theirs in zip(plain.layer.blobs, runner.layer.blobs, strict=True):
+        mine.data[...] = theirs.data
+    np.testing.assert_array_equal(runner.forward()[0], plain.forward()[0])
+    check_gradients(runner, rng)
+
+
+def test_depthwise_keeps_another_group():
+    text = (
+        'type: "DepthwiseConvolution" convolution_param { num_output: 8 group: 2 kernel_size: 1 }'
+    )
+    assert Runner(text, np.ones((1, 4, 3, 3))).layer.blobs[0].shape == (8, 2, 1, 1)
+
+
+def test_dilation_per_axis_by_name():
+    x = np.random.default_rng(0).normal(size=(1, 2, 9, 9))
+    window = "num_output: 2 kernel_size: 3"
+    named, listed = (
+        Runner(f'type: "Convolution" convolution_param {{ {window} {dilation} }}', x)
+        for dilation in ("dilation_h: 2 dilation_w: 3", "dilation: 2 dilation: 3")
+    )
+    assert named.layer.geometry == listed.layer.geometry

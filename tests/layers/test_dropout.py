@@ -43,3 +43,19 @@ def test_draws_a_new_mask_every_time():
 def test_refuses(ratio):
     with pytest.raises(LayerError, match="at least 0 and below 1"):
         Runner(f'type: "Dropout" dropout_param {{ dropout_ratio: {ratio} }}', np.ones(2))
+
+
+def test_scaling_in_testing_instead_of_training():
+    x = np.full((100, 100), 2.0)
+    text = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 scale_train: false }'
+    assert set(np.unique(Runner(text, x).forward()[0])) == {0, 2}
+    for in_place in (False, True):
+        tested = Runner(text, x, phase=caffe_pb2.TEST, in_place=in_place)
+        np.testing.assert_array_equal(tested.forward()[0], 1.5)
+        np.testing.assert_array_equal(tested.backward(np.ones(x.shape))[0], 0.75)
+
+
+def test_dropping_in_testing_too():
+    text = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 sample_weights_test: true }'
+    values = Runner(text, np.ones((100, 100)), phase=caffe_pb2.TEST).forward()[0]
+    np.testing.assert_allclose(np.unique(values), [0, 4 / 3], rtol=1e-6)

@@ -321,3 +321,29 @@ def test_infogain_loss_refuses_the_old_normalize_flag():
             [0],
             np.eye(2),
         )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sigma", [1, 3, 0.5])
+def test_smooth_l1_loss(sigma, weighted):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 4)) * 2
+    weights = rng.uniform(0, 2, (2, 3, 4)) if weighted else ()
+    text = f'type: "SmoothL1Loss" smooth_l1_loss_param {{ sigma: {sigma} }}'
+    runner = Runner(text, a, b, *weights)
+    total = 0
+    for place in np.ndindex(a.shape):
+        inner, outer = (each[place] for each in weights) if weighted else (1, 1)
+        d = abs(inner * (a[place] - b[place]))
+        total += outer * ((sigma * d) ** 2 / 2 if d < 1 / sigma**2 else d - 1 / (2 * sigma**2))
+    assert runner.forward()[0] == pytest.approx(total / 3)
+    check_gradients(runner, rng, bottoms=[0, 1])
+    if weighted:
+        assert not any(gradient.any() for gradient in runner.backward(1)[2:])
+
+
+def test_smooth_l1_loss_refuses():
+    with pytest.raises(LayerError, match="needs the outer weights too"):
+        Runner('type: "SmoothL1Loss"', *np.ones((3, 2, 2)))
+    with pytest.raises(LayerError, match="all bottoms need as many numbers"):
+        Runner('type: "SmoothL1Loss"', np.ones((2, 2)), np.ones((2, 3)))

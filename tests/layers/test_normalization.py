@@ -188,3 +188,38 @@ def test_lrn_refuses():
         Runner('type: "LRN" lrn_param { local_size: 4 }', np.ones((1, 1, 1, 1)))
     with pytest.raises(LayerError, match="must have 4 axes"):
         Runner('type: "LRN"', np.ones((1, 1, 1)))
+
+
+@given(
+    shape=batches,
+    across=st.booleans(),
+    shared=st.booleans(),
+    eps=st.sampled_from([1e-10, 0.5]),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=25)
+def test_normalize(shape, across, shared, eps, seed):
+    rng = np.random.default_rng(seed)
+    text = f"across_spatial: {str(across).lower()} channel_shared: {str(shared).lower()} eps: {eps}"
+    x = rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape)
+    runner = Runner(f'type: "Normalize" norm_param {{ {text} }}', x)
+    assert runner.layer.blobs[0].shape == (() if shared else (shape[1],))
+    assert (runner.layer.blobs[0].data == 1).all()
+    runner.fill_blobs(rng)
+    scale = np.broadcast_to(runner.layer.blobs[0].data, (shape[1],))
+    (y,) = runner.forward()
+    for n, c, *place in np.ndindex(shape):
+        others = x[n].ravel() if across else x[(n, slice(None), *place)]
+        length = math.sqrt(sum(each * each for each in others) + eps)
+        expected = scale[c] * x[(n, c, *place)] / length
+        assert y[(n, c, *place)] == pytest.approx(expected, rel=1e-6)
+    check_gradients(runner, rng, rtol=1e-4, atol=1e-6)
+
+
+def test_normalize_refuses():
+    with pytest.raises(LayerError, match=r"needs a bottom \(N, C, ...\)"):
+        Runner('type: "Normalize"', np.ones(3))
+    runner = Runner('type: "Normalize" norm_param { channel_shared: false }', np.ones((2, 3)))
+    runner.bottom[0].reshape(2, 4)
+    with pytest.raises(LayerError, match="was set up for 3 channels"):
+        runner.layer.reshape(runner.bottom, runner.top)

@@ -193,3 +193,16 @@ def test_spp_is_poolings_side_by_side(height, extents, method, seed):
 def test_spp_refuses(param, shape, message):
     with pytest.raises(LayerError, match=message):
         Runner(f'type: "SPP" spp_param {{ {param} }}', np.zeros(shape))
+
+
+def test_ceil_mode_is_round_mode_by_another_name():
+    x = np.ones((1, 1, 6, 6))
+    for text, extent in (("", 3), ("ceil_mode: true", 3), ("ceil_mode: false", 2)):
+        window = f"pooling_param {{ kernel_size: 3 stride: 2 {text} }}"
+        assert Runner(f'type: "Pooling" {window}', x).top[0].shape == (1, 1, extent, extent)
+
+
+def test_refuses_averages_without_padding():
+    text = 'type: "Pooling" pooling_param { pool: AVE kernel_size: 3 avg_include_pad: false }'
+    with pytest.raises(LayerError, match="avg_include_pad: false is not available"):
+        Runner(text, np.ones((1, 1, 6, 6)))

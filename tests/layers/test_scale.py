@@ -98,3 +98,31 @@ def test_the_operand_alone_may_want_its_gradient():
 def test_refuses(param, shapes, message):
     with pytest.raises(LayerError, match=message):
         Runner(f'type: "Scale" scale_param {{ {param} }}', *(np.ones(shape) for shape in shapes))
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=4), st.booleans(), st.integers(0, 999))
+@settings(deadline=None, max_examples=25)
+def test_axpy(shape, padded, seed):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(*shape[:2], *[1] * (len(shape) - 2)) if padded else shape[:2])
+    runner = Runner('type: "Axpy"', a, *rng.normal(size=(2, *shape)))
+    (y,) = runner.forward()
+    x, b = runner.values[1:]
+    for place in np.ndindex(*shape):
+        gate = a.reshape(shape[:2])[place[:2]]
+        assert y[place] == pytest.approx(gate * x[place] + b[place])
+    check_gradients(runner, rng)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(2, 3), (2, 3, 4), (2, 3, 5)],
+        [(2, 2), (2, 3, 4), (2, 3, 4)],
+        [(2, 3, 4), (2, 3, 4), (2, 3, 4)],
+        [(2,), (2,), (2,)],
+    ],
+)
+def test_axpy_refuses(shapes):
+    with pytest.raises(LayerError, match=r"needs shapes \(N, C\), \(N, C, ...\) and the same"):
+        Runner('type: "Axpy"', *(np.ones(shape) for shape in shapes))
