@@ -24,6 +24,7 @@ from protocaffe.log import init_log
 
 COMMANDS = {
     "train": "train or fine-tune a net with the settings of a solver file",
+    "finetune": "fine-tune a trained net to other classes, from folders of images",
     "test": "run a trained net over its test data",
     "time": "measure how long each layer of a net takes",
     "device_query": "print what this machine can compute with",
