@@ -7,6 +7,8 @@ a program calls :func:`init_log`; the command line does. Each message then gets 
 
 that is: level (I, W, E or F), month and day, time, thread, file and line of the caller. A message
 of several lines has the prefix on its first line only.
+
+The module itself can be called, since ``caffe.log("message")`` is a function in pycaffe.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -106,3 +109,11 @@ class _GlogHandler(_TextStreamHandler):
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             raise  # whoever read the log has gone: the program ends, as others in a pipe do
         super().handleError(record)
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, message: str) -> None:
+        log.info("%s", message, stacklevel=2)
+
+
+sys.modules[__name__].__class__ = _CallableModule

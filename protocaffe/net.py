@@ -30,6 +30,7 @@ from protocaffe.proto.files import replacing
 from protocaffe.proto.stored import is_hdf5
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
+from protocaffe.settings import next_seed
 from protocaffe.weights import encode_layer, load_weights, save_weights
 
 Weights = str | Path | Sequence[str | Path]
@@ -47,7 +48,8 @@ class Net(NetCalls):
             understood is ``Net(file, weights, phase)``, the order of pycaffe before 2015.
         engine: ``"numpy"``, ``"onednn"``, an engine, or None for the fastest that runs here.
         dtype: type of all blobs, ``float32`` or ``float64`` (numpy engine only).
-        seed: makes fillers, dropout and data order repeatable; None for a random one.
+        seed: makes fillers, dropout and data order repeatable; None for a random one, unless
+            :func:`protocaffe.set_random_seed` was called.
         shared: a net whose parameters are used, by layer name, instead of own ones.
         state: merged over ``phase`` and the file's own state, as a solver's ``train_state``;
             then level and stages are not used.
@@ -103,6 +105,7 @@ class Net(NetCalls):
         self.graph = _graph(text, where, full_state)
         self.name: str = self.graph.name
         self.phase = int(self.graph.state.phase)
+        seed = next_seed() if seed is None else seed
         assembly = Assembly(xp=self.engine.xp, dtype=self.dtype, seed=seed)
         for node in self.graph.nodes:
             assembly.add(node)

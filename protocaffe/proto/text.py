@@ -71,22 +71,33 @@ def parse_text(text: str, message: M, path: str = "<text>") -> M:
     return message
 
 
+def is_text(source: object) -> bool:
+    """Whether this is prototxt itself and no path: a line break, a brace or ``field: `` in it."""
+    return isinstance(source, str) and re.search(r"[\n{]|^\s*\w+:\s", source) is not None
+
+
 def read_net(path: StrPath) -> tuple[NetParameter, Source]:
     """Read a net's prototxt, of any age, as a net of the current format.
+
+    Args:
+        path: the file; or a string that is prototxt itself.
 
     Raises:
         FileError: the file is missing or cannot be read.
         TextError: it does not parse.
         NetError: it mixes old and new formats in a way that has no meaning.
     """
-    text = read_text(path)
-    net = parse_text(text, NetParameter(), os.fspath(path))
-    upgrade_net(net, os.fspath(path))
-    return net, Source(os.fspath(path), text)
+    name, text = _named_text(path)
+    net = parse_text(text, NetParameter(), name)
+    upgrade_net(net, name)
+    return net, Source(name, text)
 
 
 def read_solver(path: StrPath) -> tuple[SolverParameter, Source]:
     """Read a solver's prototxt, of any age, as one of the current format.
+
+    Args:
+        path: the file; or a string that is prototxt itself.
 
     Raises:
         FileError: the file is missing or cannot be read.
@@ -94,10 +105,10 @@ def read_solver(path: StrPath) -> tuple[SolverParameter, Source]:
         SolverError: it has both ``type`` and ``solver_type``.
         NetError: a net written inside it mixes formats.
     """
-    text = read_text(path)
-    solver = parse_text(text, SolverParameter(), os.fspath(path))
-    upgrade_solver(solver, os.fspath(path))
-    return solver, Source(os.fspath(path), text)
+    name, text = _named_text(path)
+    solver = parse_text(text, SolverParameter(), name)
+    upgrade_solver(solver, name)
+    return solver, Source(name, text)
 
 
 def format_text(message: Message) -> str:
@@ -147,6 +158,12 @@ def read_text(path: StrPath) -> str:
             f"{path}:{line}:{column}: byte 0x{content[error.start]:02x} is not UTF-8; "
             f"save the file with UTF-8 encoding"
         ) from None
+
+
+def _named_text(source: StrPath) -> tuple[str, str]:
+    """Return what messages call a prototxt, and its content."""
+    name = os.fspath(source)
+    return ("<text>", name) if is_text(name) else (name, read_text(source))
 
 
 def _missing(text: str, message: Any, path: str) -> TextError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from protocaffe.engines import Engine
 from protocaffe.errors import SolverError, did_you_mean
 from protocaffe.proto import caffe_pb2
-from protocaffe.proto.text import read_solver
+from protocaffe.proto.text import is_text, read_solver
 from protocaffe.solvers.adadelta import AdaDeltaSolver
 from protocaffe.solvers.adagrad import AdaGradSolver
 from protocaffe.solvers.adam import AdamSolver
@@ -16,7 +16,18 @@ from protocaffe.solvers.rmsprop import RMSPropSolver
 from protocaffe.solvers.sgd import SGDSolver
 from protocaffe.solvers.solver import Action, Solver
 
-__all__ = ["SOLVERS", "Action", "Solver", "get_solver"]
+__all__ = [
+    "SOLVERS",
+    "Action",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
+    "NesterovSolver",
+    "RMSPropSolver",
+    "SGDSolver",
+    "Solver",
+    "get_solver",
+]
 
 SOLVERS: dict[str, type[Solver]] = {
     "SGD": SGDSolver,
@@ -38,7 +49,7 @@ def get_solver(
     """Return the solver that a solver prototxt asks for with ``type`` (``"SGD"`` by default).
 
     Args:
-        source: path of a solver prototxt, or a ``SolverParameter``.
+        source: path of a solver prototxt, its text, or a ``SolverParameter``.
         engine: see :class:`Solver`.
         path: for a ``SolverParameter``, the file it came from.
 
@@ -46,7 +57,7 @@ def get_solver(
         SolverError: no solver has that type.
     """
     if not isinstance(source, caffe_pb2.SolverParameter):
-        path = source
+        path = "" if is_text(source) else source
         source, _ = read_solver(source)
     if source.type not in SOLVERS:
         raise SolverError(

@@ -21,7 +21,8 @@ from protocaffe.log import log, number
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.stored import stored_state
-from protocaffe.proto.text import format_text, read_solver
+from protocaffe.proto.text import format_text, is_text, read_solver
+from protocaffe.settings import next_seed
 from protocaffe.solvers.learning_rate import LearningRate
 from protocaffe.solvers.snapshot import (
     SnapshotPaths,
@@ -53,7 +54,7 @@ class Solver:
     and subtract the update; count; snapshot.
 
     Args:
-        source: path of a solver prototxt, or a ``SolverParameter``.
+        source: path of a solver prototxt, its text, or a ``SolverParameter``.
         engine: name of the engine, an engine, or None for the fastest that runs here.
         path: for a ``SolverParameter``, the file it came from (names the snapshots).
 
@@ -85,14 +86,15 @@ class Solver:
         if isinstance(source, caffe_pb2.SolverParameter):
             self.param = source
         else:
-            self.param, path = read_solver(source)[0], source
+            self.param = read_solver(source)[0]
+            path = "" if is_text(source) else source
         self.engine = get_engine(engine)
         self._prefix = snapshot_prefix(self.param, str(path))
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
         self.check_settings()
         self.learning_rate = LearningRate(self.param)
         seed = self.param.random_seed
-        self._seeds = np.random.SeedSequence(seed if seed >= 0 else None)
+        self._seeds = np.random.SeedSequence(seed) if seed >= 0 else next_seed()
         self.net = self._train_net()
         self.test_nets = self._test_nets()
         for files in self.param.weights:
@@ -491,5 +493,5 @@ class Solver:
         state: caffe_pb2.NetState,
         shared: Net | None,
     ) -> Net:
-        (seed,) = self._seeds.spawn(1)
+        seed = None if self._seeds is None else self._seeds.spawn(1)[0]
         return Net(source, phase, state=state, engine=self.engine, seed=seed, shared=shared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from protocaffe.blob import Blob
+from protocaffe.gradients import differences
 from protocaffe.layers import create_layer
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
@@ -102,21 +103,8 @@ def check_gradients(
         for index, blob in enumerate(runner.layer.blobs):
             parts.append((f"param {index}", blob.data, blob.diff.copy()))
     for what, values, gradient in parts:
-        numeric = _differences(total, values, step)
+        numeric = differences(total, values, step)
         np.testing.assert_allclose(gradient, numeric, rtol=rtol, atol=atol, err_msg=what)
-
-
-def _differences(function, values, step):
-    result = np.empty(values.shape)
-    for index in np.ndindex(values.shape):
-        kept = values[index]
-        values[index] = kept + step
-        above = function()
-        values[index] = kept - step
-        below = function()
-        values[index] = kept
-        result[index] = (above - below) / (2 * step)
-    return result
 
 
 def spaced(rng, shape, gap=0.1):
