@@ -115,6 +115,13 @@ def test_the_weights_that_ship_load():
         assert all(learnable.blob.data.any() for learnable in net.learnable)
 
 
+def test_the_package_takes_along_the_weights_that_ship():
+    project = (MODELS.parent / "pyproject.toml").read_text()
+    for folder in SMALL:
+        facts = front_matter(folder)
+        assert ("sha1" in facts) == (f'"{folder.name}/{facts["caffemodel"]}"' in project)
+
+
 def test_the_digits_that_ship_are_as_good_as_their_readme_says():
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)) / 256
