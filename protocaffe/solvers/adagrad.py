@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from protocaffe.blob import Array
-from protocaffe.errors import SolverError
+from protocaffe.proto.caffe_pb2 import SolverParameter
 from protocaffe.solvers.elementwise import ElementwiseSolver
 
 
@@ -19,10 +21,11 @@ class AdaGradSolver(ElementwiseSolver):
         SolverError: ``momentum`` is given.
     """
 
-    def check_settings(self) -> None:
-        """Refuse a momentum, which this rule does not have."""
-        super().check_settings()
-        refuse_momentum(self.param.momentum, "AdaGrad")
+    @classmethod
+    def setting_problems(cls, param: SolverParameter) -> Iterator[tuple[str, str]]:
+        """Also find a momentum, which this rule does not have."""
+        yield from super().setting_problems(param)
+        yield from momentum_problems(param, "AdaGrad")
 
     def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:
         """The formula of the class."""
@@ -39,9 +42,11 @@ def divide_by_root(rate: float, g: Array, h: Array, delta: float, u: Array) -> N
     u *= rate
 
 
-def refuse_momentum(momentum: float, solver_type: str) -> None:
-    """Raise a :class:`SolverError` if the momentum is not 0."""
-    if momentum:
-        raise SolverError(
-            f"solver type {solver_type} has no momentum, but momentum is {momentum:g}; remove it"
+def momentum_problems(param: SolverParameter, solver_type: str) -> Iterator[tuple[str, str]]:
+    """Yield the field and a message if there is a momentum."""
+    if param.momentum:
+        yield (
+            "momentum",
+            f"solver type {solver_type} has no momentum, but momentum is {param.momentum:g}; "
+            f"remove it",
         )

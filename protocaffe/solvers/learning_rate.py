@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocaffe.errors import SolverError, did_you_mean
@@ -18,6 +19,27 @@ NEEDS = {
     "sigmoid": ("gamma", "stepsize"),
 }
 """The solver fields that each policy reads, besides ``base_lr``."""
+
+
+def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the policy and its fields: the field and a message."""
+    policy = param.lr_policy
+    if policy not in NEEDS:
+        yield (
+            "lr_policy",
+            f"unknown learning rate policy '{policy}'{did_you_mean(policy, NEEDS)} "
+            f"(lr_policy is one of {', '.join(NEEDS)})",
+        )
+    if not param.HasField("base_lr"):
+        yield "base_lr", "base_lr is missing; give the solver a learning rate"
+    needed = NEEDS.get(policy, ())
+    for field in needed:
+        if not param.HasField(field):
+            yield "lr_policy", f"lr_policy '{policy}' needs the field {field}"
+    if "gamma" in needed and param.gamma < 0:
+        yield "gamma", f"gamma must not be negative, got {param.gamma:g}"
+    if "stepsize" in needed and param.HasField("stepsize") and param.stepsize <= 0:
+        yield "stepsize", f"stepsize must be positive, got {param.stepsize}"
 
 
 @dataclass
@@ -46,21 +68,8 @@ class LearningRate:
     current_step: int = 0
 
     def __post_init__(self) -> None:
-        param, policy = self.param, self.param.lr_policy
-        if policy not in NEEDS:
-            raise SolverError(
-                f"unknown learning rate policy '{policy}'{did_you_mean(policy, NEEDS)} "
-                f"(lr_policy is one of {', '.join(NEEDS)})"
-            )
-        if not param.HasField("base_lr"):
-            raise SolverError("base_lr is missing; give the solver a learning rate")
-        for field in NEEDS[policy]:
-            if not param.HasField(field):
-                raise SolverError(f"lr_policy '{policy}' needs the field {field}")
-        if "gamma" in NEEDS[policy] and param.gamma < 0:
-            raise SolverError(f"gamma must not be negative, got {param.gamma:g}")
-        if "stepsize" in NEEDS[policy] and param.stepsize <= 0:
-            raise SolverError(f"stepsize must be positive, got {param.stepsize}")
+        for _, problem in rate_problems(self.param):
+            raise SolverError(problem)
 
     def __call__(self, iteration: int) -> float:
         """Return the rate of an iteration.

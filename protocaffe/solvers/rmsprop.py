@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from protocaffe.blob import Array
-from protocaffe.errors import SolverError
-from protocaffe.solvers.adagrad import divide_by_root, refuse_momentum
+from protocaffe.proto.caffe_pb2 import SolverParameter
+from protocaffe.solvers.adagrad import divide_by_root, momentum_problems
 from protocaffe.solvers.elementwise import ElementwiseSolver, blend
 
 
@@ -20,14 +22,13 @@ class RMSPropSolver(ElementwiseSolver):
         SolverError: ``momentum`` is given, or ``rms_decay`` is not in [0, 1).
     """
 
-    def check_settings(self) -> None:
-        """Refuse a momentum, which this rule does not have, and a decay that diverges."""
-        super().check_settings()
-        refuse_momentum(self.param.momentum, "RMSProp")
-        if not 0 <= self.param.rms_decay < 1:
-            raise SolverError(
-                f"rms_decay must be at least 0 and below 1, got {self.param.rms_decay:g}"
-            )
+    @classmethod
+    def setting_problems(cls, param: SolverParameter) -> Iterator[tuple[str, str]]:
+        """Also find a momentum, which this rule does not have, and a decay that diverges."""
+        yield from super().setting_problems(param)
+        yield from momentum_problems(param, "RMSProp")
+        if not 0 <= param.rms_decay < 1:
+            yield "rms_decay", f"rms_decay must be at least 0 and below 1, got {param.rms_decay:g}"
 
     def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:
         """The formula of the class."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,8 @@ from protocaffe.proto import caffe_pb2
 from protocaffe.proto.stored import stored_state
 from protocaffe.proto.text import format_text, is_text, read_solver
 from protocaffe.settings import next_seed
-from protocaffe.solvers.learning_rate import LearningRate
+from protocaffe.solvers.learning_rate import LearningRate, rate_problems
+from protocaffe.solvers.nets import net_problems, test_net_sources, train_net_fields
 from protocaffe.solvers.snapshot import (
     SnapshotPaths,
     check_history,
@@ -91,7 +91,10 @@ class Solver:
         self.engine = get_engine(engine)
         self._prefix = snapshot_prefix(self.param, str(path))
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
-        self.check_settings()
+        for _, problem in self.setting_problems(self.param):
+            raise SolverError(problem)
+        if self.param.snapshot:
+            check_writable(self._prefix)
         self.learning_rate = LearningRate(self.param)
         seed = self.param.random_seed
         self._seeds = np.random.SeedSequence(seed) if seed >= 0 else next_seed()
@@ -173,40 +176,17 @@ class Solver:
         """
         raise NotImplementedError
 
-    def check_settings(self) -> None:
-        """Refuse settings that contradict each other; called before anything is built."""
-        param = self.param
-        if param.iter_size < 1:
-            raise SolverError(f"iter_size must be at least 1, got {param.iter_size}")
-        if param.average_loss < 1:
-            raise SolverError(f"average_loss must be at least 1, got {param.average_loss}")
+    @classmethod
+    def setting_problems(cls, param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
+        """Yield the settings that cannot be trained with: the field and a message."""
+        for field in ("iter_size", "average_loss"):
+            if getattr(param, field) < 1:
+                yield field, f"{field} must be at least 1, got {getattr(param, field)}"
         if param.regularization_type not in ("L1", "L2"):
-            raise SolverError(f"regularization_type is L1 or L2, not '{param.regularization_type}'")
-        if param.snapshot:
-            check_writable(self._prefix)
-
-    @property
-    def max_iter(self) -> int:
-        """At which iteration :meth:`solve` stops."""
-        return self.param.max_iter
-
-    @property
-    def base_lr(self) -> float:
-        """The rate that the policy starts from; may be set between iterations."""
-        return self.param.base_lr
-
-    @base_lr.setter
-    def base_lr(self, rate: float) -> None:
-        self.param.base_lr = rate
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next update."""
-        return replace(self.learning_rate)(self.iter)  # a copy: asking must not advance it
-
-    def share_weights(self, net: Net) -> None:
-        """Let another net use the training net's parameters."""
-        net.share_with(self.net)
+            message = f"regularization_type is L1 or L2, not '{param.regularization_type}'"
+            yield "regularization_type", message
+        yield from rate_problems(param)
+        yield from net_problems(param)
 
     @property
     def decays_by_sign(self) -> bool:
@@ -443,13 +423,7 @@ class Solver:
 
     def _train_net(self) -> Net:
         param = self.param
-        fields = ("net", "net_param", "train_net", "train_net_param")
-        given = [field for field in fields if param.HasField(field)]
-        if len(given) != 1:
-            raise SolverError(
-                f"exactly one of {', '.join(fields)} must name the training net; "
-                + (f"{' and '.join(given)} are given" if given else "none is given")
-            )
+        given = train_net_fields(param)
         source = getattr(param, given[0])
         if isinstance(source, str):
             log.info("Creating training net from %s file: %s", given[0], source)
@@ -458,23 +432,7 @@ class Solver:
         return self._make_net(source, caffe_pb2.TRAIN, param.train_state, None)
 
     def _test_nets(self) -> list[Net]:
-        param = self.param
-        sources: list[str | caffe_pb2.NetParameter] = [*param.test_net_param, *param.test_net]
-        generic = [getattr(param, f) for f in ("net_param", "net") if param.HasField(f)]
-        wanted = len(param.test_iter)
-        if len(sources) > wanted or (len(sources) < wanted and not generic):
-            raise SolverError(
-                f"test_iter must be given once per test net: {wanted} test_iter for "
-                f"{len(sources)} test net(s)"
-            )
-        sources += generic[:1] * (wanted - len(sources))
-        if sources and param.test_interval <= 0:
-            raise SolverError("there are test nets, so test_interval must be positive")
-        if param.test_state and len(param.test_state) != len(sources):
-            raise SolverError(
-                f"test_state must be given once per test net or not at all: "
-                f"{len(param.test_state)} for {len(sources)} test net(s)"
-            )
+        sources = test_net_sources(self.param)
         return [self._test_net(index, source) for index, source in enumerate(sources)]
 
     def _test_net(self, index: int, source: str | caffe_pb2.NetParameter) -> Net:
