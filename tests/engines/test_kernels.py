@@ -16,7 +16,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from protocaffe.engines import get_engine
+from protocaffe.engines.onednn.plan import kernels
 from protocaffe.errors import NetError, UsageError
+from protocaffe.layers.activation import ReLU6
+from protocaffe.layers.convolution import ConvolutionDepthwise, DepthwiseConvolution
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
@@ -363,6 +366,49 @@ def test_normalisation_folds_into_the_convolution_where_no_backward_runs(
     if slope is not None:
         text += layer("relu", "ReLU", "y", "y", f"relu_param {{ negative_slope: {slope} }}")
     assert_engines_agree(text, statistics=True)
+
+
+@quick
+@given(images, st.sampled_from(["alone", "conv", "norm", "scale"]), st.booleans(), st.booleans())
+def test_relu6_behind_whatever_ends_at_six(
+    shape: tuple[int, ...], behind: str, in_place: bool, learns: bool
+) -> None:
+    text = inputs(shape)
+    if not learns:
+        text = text.replace("force_backward: true", "")
+    text += layer("wide", "Power", "x", "y", "power_param { scale: 5 }")
+    top = "y"
+    if behind != "alone":
+        fields = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }"
+        text, top = text + layer("conv", "Convolution", "y", "c", fields), "c"
+    if behind in ("norm", "scale"):
+        statistics = "batch_norm_param { use_global_stats: true }"
+        text += layer("bn", "BatchNorm", "c", "c", statistics)
+    if behind == "scale":
+        text += layer("scale", "Scale", "c", "c", "scale_param { bias_term: true }")
+    text += layer("act", "ReLU6", top, top if in_place else "z")
+    assert_engines_agree(text, statistics=behind in ("norm", "scale"))
+
+
+@quick
+@given(images, st.sampled_from([1, 2]), st.booleans(), st.sampled_from(["", "ReLU", "ReLU6"]))
+def test_depthwise_convolutions(
+    shape: tuple[int, ...], stride: int, bias: bool, activation: str
+) -> None:
+    options = f"kernel_size: 3 pad: 1 stride: {stride} bias_term: {str(bias).lower()}"
+    text = inputs(shape)
+    for kind, bottom, top in (
+        ("ConvolutionDepthwise", "x", "a"),
+        ("DepthwiseConvolution", "a", "b"),
+    ):
+        text += layer(kind, kind, bottom, top, f"convolution_param {{ {options} }}")
+        if activation:
+            text += layer(f"{kind}_act", activation, top, top)
+    assert_engines_agree(text)
+
+
+def test_relu6_and_depthwise_convolutions_have_kernels() -> None:
+    assert {ReLU6, ConvolutionDepthwise, DepthwiseConvolution} <= kernels.keys()
 
 
 def test_weights_shared_by_layers_that_see_them_differently() -> None:
