@@ -11,7 +11,6 @@ from argparse import Namespace
 
 from protocaffe.cli.flags import Flag
 from protocaffe.errors import UsageError
-from protocaffe.log import log
 from protocaffe.parse_log import parse_log, write_table
 from protocaffe.proto.text import read_text
 
@@ -19,6 +18,7 @@ FLAGS = [
     Flag("log", "the log of a training", required=True, positional=True),
     Flag("dir", "the folder to write to", ".", positional=True),
     Flag("delimiter", "what stands between the columns", ","),
+    Flag("verbose", "say which files were written", default=False),
 ]
 
 
@@ -30,5 +30,6 @@ def run(flags: Namespace) -> int:
     for part, rows in zip(("train", "test"), tables, strict=True):
         path = os.path.join(flags.dir, f"{os.path.basename(flags.log)}.{part}")
         write_table(path, rows, flags.delimiter)
-        log.info("Wrote %d rows to %s", len(rows), path)
+        if flags.verbose:
+            print(f"Wrote {len(rows)} rows to {path}")
     return 0

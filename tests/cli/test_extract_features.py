@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -50,14 +51,36 @@ def test_recorded_command(run_protocaffe, folder):
             ]
 
 
+@pytest.mark.parametrize("files", ["all.h5", "c.h5,f.h5"])
+def test_hdf5_files(run_protocaffe, folder, files):
+    words = [*WORDS[:3], files, "3", "hdf5", "CPU", "0"]
+    done = run_protocaffe("extract_features", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    names = files.split(",") * 2
+    for name, file in zip("cf", (names[0], names[1]), strict=True):
+        theirs = [datum_array(datum) for _, datum in records(folder / f"feat_{name}_lmdb")]
+        with h5py.File(folder / file) as found:
+            ours = found[name][...]
+        assert len(ours) == 24
+        np.testing.assert_allclose(
+            ours.reshape(24, -1), np.reshape(theirs, (24, -1)), rtol=1e-4, atol=1e-5
+        )
+    assert run_protocaffe("extract_features", *words, cwd=folder).returncode == 1
+    assert run_protocaffe("extract_features", *words, "--force", cwd=folder).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         ([*WORDS[:2], "c,g", *WORDS[3:]], 2, "the net has no blob 'g'"),
-        ([*WORDS[:3], "c_lmdb", "3"], 2, "every blob needs a database of its own; got 2 blob(s)"),
+        ([*WORDS[:3], "c_lmdb", "3"], 2, "every blob needs a database of its own (or"),
         ([*WORDS[:3], "c_lmdb,c_lmdb", "3"], 2, "every blob needs a database of its own"),
         ([*WORDS[:4], "0"], 2, "must be at least 1, got 0"),
-        ([*WORDS, "lmdb", "GPU"], 2, "CPU"),
+        ([*WORDS, "lmdb", "TPU"], 2, "CPU"),
+        ([*WORDS, "lmdb", "GPU", "1"], 1, "this version has no GPU engine"),
+        ([*WORDS[:3], "a.h5,b.h5,c.h5", "3", "hdf5"], 2, "every blob needs a database of its own"),
+        ([*WORDS[:3], "net.prototxt", "3", "hdf5"], 1, "'net.prototxt' exists already"),
+        ([*WORDS[:3], "none/a.h5", "3", "hdf5"], 1, "none/a.h5"),
         ([*WORDS[:3], "feat_c_lmdb,f_lmdb", "3"], 1, "'feat_c_lmdb' exists already"),
         (["none.caffemodel", *WORDS[1:]], 1, "none.caffemodel"),
         (WORDS[:4], 2, "num_batches"),

@@ -15,7 +15,7 @@ def table(path, delimiter=","):
 
 def test_log_of_caffe(run_protocaffe, tmp_path):
     done = run_protocaffe("parse_log", GOLDEN_LOG)
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     train, test = table(tmp_path / "train.log.train"), table(tmp_path / "train.log.test")
     assert list(train[0]) == ["NumIters", "Seconds", "LearningRate", "loss"]
     assert list(test[0]) == ["NumIters", "Seconds", "LearningRate", "accuracy", "loss"]
@@ -25,6 +25,12 @@ def test_log_of_caffe(run_protocaffe, tmp_path):
     assert list(train[1].values()) == ["5", "0.003215", "0.01", "2.27196"]
     assert [row["LearningRate"] for row in train] == ["0.01"] * 5 + ["0.001"] * 2 + ["0.0001"]
     assert [row["LearningRate"] for row in test] == ["0.01"] * 3 + ["0.001", "0.0001"]
+
+
+def test_verbose(run_protocaffe, tmp_path):
+    done = run_protocaffe("parse_log", "--verbose", GOLDEN_LOG, ".")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Wrote 8 rows to ./train.log.train\nWrote 5 rows to ./train.log.test\n"
 
 
 def test_log_of_our_own(run_protocaffe, digit_folder, tmp_path):
