@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from protocaffe.graph.node import Node
+from protocaffe.graph.node import Node, Refuse, refuse
 from protocaffe.proto.caffe_pb2 import NetState, NetStateRule
 
 
-def why_left_out(node: Node, state: NetState) -> str:
+def why_left_out(node: Node, state: NetState, refuse: Refuse = refuse) -> str:
     """Return why the layer is not in the net in this state, or an empty string if it is.
 
     A layer with include rules stays if any of them is met; one with exclude rules stays if none
@@ -17,7 +17,7 @@ def why_left_out(node: Node, state: NetState) -> str:
     """
     include, exclude = node.param.include, node.param.exclude
     if include and exclude:
-        raise node.error("has both include and exclude rules; give only one of the two")
+        refuse(node.error("has both include and exclude rules; give only one of the two"))
     if include:
         unmet = [_unmet_part(rule, state) for rule in include]
         reasons = [f"{part} specified by a rule in layer {node.name}" for part in unmet]

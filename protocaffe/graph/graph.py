@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from protocaffe.errors import NetError
 from protocaffe.graph.filter import why_left_out
-from protocaffe.graph.node import Node
+from protocaffe.graph.node import Node, Refuse, refuse
 from protocaffe.graph.splits import insert_splits, trace_versions
 from protocaffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, Phase
 from protocaffe.proto.text import Source
@@ -55,13 +55,20 @@ class Graph:
         return sorted(unread, key=str.encode)
 
 
-def build_graph(net: NetParameter, state: NetState, source: Source | None = None) -> Graph:
+def build_graph(
+    net: NetParameter,
+    state: NetState,
+    source: Source | None = None,
+    refuse: Refuse = refuse,
+) -> Graph:
     """Filter the net's layers by their rules, insert splits, and check that all fits together.
 
     Args:
         net: of the current format; it is not changed.
         state: the final state; the net's own one is not looked at (see :func:`merge_state`).
         source: where the layers stand, for messages.
+        refuse: is called with every mistake and raises it by default; if it returns, the graph
+            has layers that read blobs nobody writes, and the like.
 
     Raises:
         NetError: no layer is left, rules contradict each other, a bottom is unknown or not yet
@@ -71,7 +78,7 @@ def build_graph(net: NetParameter, state: NetState, source: Source | None = None
     kept: list[Node] = []
     left_out: list[tuple[Node, str]] = []
     for node in _nodes(net, source):
-        reason = why_left_out(node, state)
+        reason = why_left_out(node, state, refuse)
         if reason:
             left_out.append((node, reason))
         else:
@@ -79,8 +86,8 @@ def build_graph(net: NetParameter, state: NetState, source: Source | None = None
     if not kept:
         raise _empty(net, state, source)
     for node in kept:
-        _check_counts(node)
-    nodes = insert_splits(trace_versions(kept, left_out), kept)
+        _check_counts(node, refuse)
+    nodes = insert_splits(trace_versions(kept, left_out, refuse), kept)
     param = _assemble(net, state, nodes)
     return Graph(net.name, param, nodes, param.state, [reason for _, reason in left_out])
 
@@ -107,19 +114,23 @@ def _nodes(net: NetParameter, source: Source | None) -> list[Node]:
     return nodes
 
 
-def _check_counts(node: Node) -> None:
+def _check_counts(node: Node, refuse: Refuse) -> None:
     weights, tops = len(node.param.loss_weight), len(node.tops)
     # A loss layer without a top gets one that is not written in the file.
     if weights and tops and weights != tops:
-        raise node.error(
-            f"loss_weight has to be given once for each top or not at all; "
-            f"got {weights} for {tops} top(s)"
+        refuse(
+            node.error(
+                f"loss_weight has to be given once for each top or not at all; "
+                f"got {weights} for {tops} top(s)"
+            )
         )
     flags, bottoms = len(node.param.propagate_down), len(node.bottoms)
     if flags not in (0, bottoms):
-        raise node.error(
-            f"propagate_down has to be given once for each bottom or not at all; "
-            f"got {flags} for {bottoms} bottom(s)"
+        refuse(
+            node.error(
+                f"propagate_down has to be given once for each bottom or not at all; "
+                f"got {flags} for {bottoms} bottom(s)"
+            )
         )
 
 

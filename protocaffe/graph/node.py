@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocaffe.errors import NetError
 from protocaffe.proto.caffe_pb2 import LayerParameter
+
+Refuse = Callable[[NetError], None]
+"""What is done about a mistake: mostly it is raised, but who wants to see all of them goes on."""
+
+
+def refuse(error: NetError) -> None:
+    """Raise the error."""
+    raise error
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protocaffe.errors import did_you_mean
-from protocaffe.graph.node import Node
+from protocaffe.graph.node import Node, Refuse, refuse
 from protocaffe.proto.caffe_pb2 import LayerParameter
 
 
@@ -31,12 +31,15 @@ class Version:
         return len(self.readers) + (self.loss_weight != 0)
 
 
-def trace_versions(nodes: list[Node], left_out: list[tuple[Node, str]]) -> list[list[Version]]:
+def trace_versions(
+    nodes: list[Node], left_out: list[tuple[Node, str]], refuse: Refuse = refuse
+) -> list[list[Version]]:
     """Return for each layer the versions it writes, with their readers.
 
     Args:
         nodes: the layers in order.
         left_out: layers that are not in the net and why, to explain a missing blob.
+        refuse: is called with every mistake.
 
     Raises:
         NetError: a bottom was not written before, or a top was written already.
@@ -47,13 +50,14 @@ def trace_versions(nodes: list[Node], left_out: list[tuple[Node, str]]) -> list[
         for j, bottom in enumerate(node.bottoms):
             if bottom not in latest:
                 hint = _explain_missing(bottom, latest, nodes[i:], left_out)
-                raise node.error(f"unknown bottom blob '{bottom}' (bottom {j}){hint}")
+                refuse(node.error(f"unknown bottom blob '{bottom}' (bottom {j}){hint}"))
+                continue
             latest[bottom].readers.append((node, j))
         weights = node.param.loss_weight or [0.0] * len(node.tops)
         versions = []
         for j, (top, loss_weight) in enumerate(zip(node.tops, weights, strict=False)):
             if top in latest:
-                _check_overwrite(node, j, latest[top])
+                _check_overwrite(node, j, latest[top], refuse)
             latest[top] = Version(node, j, loss_weight)
             versions.append(latest[top])
         written.append(versions)
@@ -95,24 +99,26 @@ def _drop_loss_weight(param: LayerParameter, top: int) -> None:
         param.ClearField("loss_weight")
 
 
-def _check_overwrite(node: Node, top: int, version: Version) -> None:
+def _check_overwrite(node: Node, top: int, version: Version, refuse: Refuse) -> None:
     """Refuse to write a blob again, unless in place and with no other use of the old version."""
     name = node.tops[top]
     if not node.writes_in_place(top):
-        raise node.error(
+        problem = (
             f"top blob '{name}' is produced by multiple sources: {version.writer} writes it too; "
             f"rename it, or make bottom {top} '{name}' as well to write in place"
         )
+        return refuse(node.error(problem))
     if version.uses == 1:
-        return
+        return None
     others = [str(reader) for reader, _ in version.readers if reader is not node]
     if version.loss_weight:
         others.append(f"the loss_weight of {version.writer}")
     uses = " and ".join(others) or "another bottom of this layer"
-    raise node.error(
+    problem = (
         f"writes blob '{name}' in place, but {uses} needs the value before; "
         f"give top {top} a name of its own"
     )
+    return refuse(node.error(problem))
 
 
 def _explain_missing(
