@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (PyTorch's own name for it)
+import torch.nn.functional as F
 from torch import Tensor
 
 from protocaffe.layers.normalization import BatchNorm
