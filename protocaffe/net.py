@@ -313,7 +313,7 @@ class Net(NetCalls):
 
     def load_hdf5(self, path: str | Path) -> None:
         """Load weights from an HDF5 file, whatever its name; see :meth:`copy_from`."""
-        self.copy_from(path)
+        load_weights(path, self.params, hdf5=True)
 
     # -- resuming ------------------------------------------------------------------------
 

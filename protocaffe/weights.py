@@ -52,7 +52,9 @@ class Matching:
 
 
 def load_weights(
-    source: str | Path | caffe_pb2.NetParameter, params: Mapping[str, Sequence[Blob]]
+    source: str | Path | caffe_pb2.NetParameter,
+    params: Mapping[str, Sequence[Blob]],
+    hdf5: bool = False,
 ) -> None:
     """Copy the blobs of every layer whose name is in ``params``, and log what was loaded.
 
@@ -61,13 +63,14 @@ def load_weights(
     Args:
         source: a ``.caffemodel`` or ``.caffemodel.h5`` file, or a message.
         params: the net's parameter blobs by layer name.
+        hdf5: the file is HDF5 whatever its name.
 
     Raises:
         FileError: the file is missing or damaged.
         WeightsError: a layer's number of blobs or a shape differs.
     """
     path = "weights" if isinstance(source, caffe_pb2.NetParameter) else str(source)
-    with _open(source) as layers:
+    with _open(source, hdf5) as layers:
         matching = match_layers(layers, params)
         if matching.refused:
             raise WeightsError(
@@ -108,11 +111,13 @@ def match_layers(layers: Sequence[StoredLayer], params: Mapping[str, Sequence[Bl
 
 
 @contextmanager
-def _open(source: str | Path | caffe_pb2.NetParameter) -> Iterator[list[StoredLayer]]:
+def _open(
+    source: str | Path | caffe_pb2.NetParameter, hdf5: bool
+) -> Iterator[list[StoredLayer]]:
     if isinstance(source, caffe_pb2.NetParameter):
         yield message_layers(source)
     else:
-        with stored_layers(source) as layers:
+        with stored_layers(source, hdf5) as layers:
             yield layers
 
 

@@ -68,13 +68,17 @@ def is_hdf5(path: StrPath) -> bool:
 
 
 @contextmanager
-def stored_layers(path: StrPath) -> Iterator[list[StoredLayer]]:
+def stored_layers(path: StrPath, hdf5: bool = False) -> Iterator[list[StoredLayer]]:
     """Open a model file; its blobs can be read within the with block.
+
+    Args:
+        path: the file; HDF5 if its name ends in ``.h5``.
+        hdf5: HDF5 whatever its name.
 
     Raises:
         FileError: the file is missing, damaged, of another kind, or has no layers.
     """
-    if is_hdf5(path):
+    if hdf5 or is_hdf5(path):
         with open_hdf5(path) as file:
             yield _hdf5_layers(file, path)
     else:
