@@ -81,6 +81,40 @@ def layer_offsets(text: str) -> dict[str, list[int]]:
     return found
 
 
+def field_extent(text: str, offset: int) -> tuple[int, int] | None:
+    """Return where the field that an offset is in starts and ends, its value included.
+
+    None if there is no such field, or its end is not to be found.
+    """
+    steps = list(walk(text))
+    here = next((i for i, s in enumerate(steps) if s.start <= offset < s.start + len(s.token)), -1)
+    while here >= 0 and not _names_field(steps, here):
+        here -= 1
+    if here < 0:
+        return None
+    first = here + 1 + (steps[here + 1].token == ":")
+    opening = steps[first].token
+    if opening in _CLOSING:
+        depth = len(steps[first].blocks) + (opening != "[")
+        after = range(first + 1, len(steps))
+        same = (i for i in after if len(steps[i].blocks) == depth)
+        first = next((i for i in same if steps[i].token == _CLOSING[opening]), -1)
+    else:
+        while steps[first].token[:1] in _QUOTES and steps[first + 1].token[:1] in _QUOTES:
+            first += 1
+    last = steps[first]
+    return (steps[here].start, last.start + len(last.token)) if last.token else None
+
+
+_CLOSING = {"{": "}", "<": ">", "[": "]"}
+_QUOTES = ("'", '"')
+
+
+def _names_field(steps: list[Step], index: int) -> bool:
+    is_word = re.fullmatch(r"[A-Za-z_]\w*", steps[index].token) is not None
+    return is_word and steps[index + 1].token in (":", "{", "<")
+
+
 def position(text: str, offset: int) -> tuple[int, int]:
     """Return the line and column, both from 1, of an offset."""
     line_start = text.rfind("\n", 0, offset) + 1
