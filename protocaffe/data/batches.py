@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from protocaffe.data.database import Database, Record
-from protocaffe.data.datum import Array, read_record, record_error
-from protocaffe.data.transformer import Transformer
+from protocaffe.data.datum import Array, read_alike, read_record, record_error
+from protocaffe.data.transformer import SMALL, Transformer
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
 Floats = npt.NDArray[np.float32]
+Images = Sequence[Array] | Array
+"""(channels, height, width) each, in a list or in one array."""
 R = TypeVar("R")
 """What stands for an image before it is decoded, such as a record of a database."""
 
@@ -62,14 +64,37 @@ class Batch:
             self.labels = np.empty(shape[0], np.float32)
 
 
-def database_rounds(database: Database, position: int = 0) -> Iterator[Iterator[Record]]:
+def database_rounds(
+    database: Database, position: int = 0, shuffle_seed: int | None = None
+) -> Iterator[Iterator[Record]]:
     """Yield the records of the database over and over, one iterator per round.
 
     The first round begins where the record at ``position`` of the stream is.
+
+    Args:
+        database: where they are.
+        position: how many records of the stream came before.
+        shuffle_seed: of a new random order in every round; None for the order of the keys.
     """
+    if shuffle_seed is not None:
+        keys = database.keys()
+        for order in shuffled_rounds(len(keys), position, shuffle_seed):
+            yield database.read(keys[place] for place in order)
     yield database.records(position % len(database) if position else 0)
     while True:
         yield database.records()
+
+
+def shuffled_rounds(count: int, position: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield random orders of 0 to ``count - 1``, one per round, without end.
+
+    The order of a round follows from the seed and the number of the round alone. The first one
+    begins at ``position`` of the stream.
+    """
+    number, start = divmod(position, count)
+    while True:
+        yield np.random.default_rng((seed, number)).permutation(count)[start:]
+        number, start = number + 1, 0
 
 
 def read_batches(
@@ -119,6 +144,11 @@ class BatchFiller(ABC, Generic[R]):
     def error(self, record: R, message: str) -> DataError:
         """Return an error that names the record."""
 
+    def read_all(self, records: list[R]) -> tuple[Images, Sequence[int] | Array]:
+        """Return the images and the labels of a batch; see :meth:`read`."""
+        images, labels = zip(*(self.read(record) for record in records), strict=True)
+        return images, labels
+
     def output_shape(self, record: R) -> tuple[int, int, int]:
         """Return (channels, height, width) of what the record becomes."""
         image, _ = self.read(record)
@@ -130,23 +160,30 @@ class BatchFiller(ABC, Generic[R]):
         Raises:
             DataError: a record cannot be used; the message names it.
         """
-        images = []
-        for i, record in enumerate(raw.records):
-            image, label = self.read(record)
-            shape = self._shape(record, image)
-            if i == 0:
-                batch.reshape(len(raw.records), *shape)
-            elif shape != batch.data.shape[1:]:
-                raise self.error(
-                    record,
-                    f"has shape {shape}, but the first one of its batch {batch.data.shape[1:]}; "
-                    f"images of different sizes need batch_size 1, a crop_size, or to be resized",
-                )
-            batch.labels[i] = label
-            images.append(image)
+        images, labels = self.read_all(raw.records)
+        shape = self._common_shape(raw.records, images)
+        batch.reshape(len(images), *shape)
         choices = self.transformer.choices(self.seed, raw.position, len(images))
         self.transformer(images, batch.data, choices)
+        batch.labels[...] = labels
         batch.wraps = raw.wraps
+
+    def _common_shape(self, records: list[R], images: Images) -> tuple[int, int, int]:
+        """Return the shape that all images become."""
+        common = self._shape(records[0], images[0])
+        fitting = {images[0].shape}
+        for record, image in zip(records, images, strict=True):
+            if image.shape in fitting:
+                continue
+            shape = self._shape(record, image)
+            if shape != common:
+                raise self.error(
+                    record,
+                    f"has shape {shape}, but the first one of its batch {common}; "
+                    f"images of different sizes need batch_size 1, a crop_size, or to be resized",
+                )
+            fitting.add(image.shape)
+        return common
 
     def _shape(self, record: R, image: Array) -> tuple[int, int, int]:
         try:
@@ -171,13 +208,25 @@ class DatumFiller(BatchFiller[Record]):
 
     def read(self, record: Record) -> tuple[Array, int]:
         """Return the datum's image and label."""
-        color = self.transformer.color
-        datum, image = read_record(record, self.source, color)
-        if color is not None and not datum.encoded and not self._warned:
-            self._warned = True
-            log.error("force_color and force_gray only work for encoded datums")
+        datum, image = read_record(record, self.source, self.transformer.color)
+        if not datum.encoded:
+            self._warn_of_force()
         return image, datum.label
+
+    def read_all(self, records: list[Record]) -> tuple[Images, Sequence[int] | Array]:
+        """Return the images and the labels of a batch; see :meth:`read`."""
+        values = [value for _, value in records]
+        alike = read_alike(values) if len(values[0]) <= SMALL else None
+        if alike is None:
+            return super().read_all(records)
+        self._warn_of_force()
+        return alike
 
     def error(self, record: Record, message: str) -> DataError:
         """Return an error that names the record's key and the database."""
         return record_error(record, self.source, message)
+
+    def _warn_of_force(self) -> None:
+        if self.transformer.color is not None and not self._warned:
+            self._warned = True
+            log.error("force_color and force_gray only work for encoded datums")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -65,6 +65,24 @@ class Database(ABC):
     @abstractmethod
     def records(self, start: int = 0) -> Iterator[Record]:
         """Yield the records in key order, from the one at index ``start`` to the last."""
+
+    @abstractmethod
+    def keys(self) -> list[bytes]:
+        """Return all keys in order."""
+
+    def read(self, keys: Iterable[bytes]) -> Iterator[Record]:
+        """Yield the records with these keys, in the order of the keys given."""
+        for key, value in self._get(keys):
+            if value is None:
+                raise DataError(
+                    f"database '{self.path}' has lost its record "
+                    f"'{key.decode(errors='backslashreplace')}' while it was in use"
+                )
+            yield key, value
+
+    @abstractmethod
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield each key with its value, or None where there is none."""
 
     @abstractmethod
     def _open(self) -> Any:
@@ -138,6 +156,26 @@ class Lmdb(Database):
         except lmdb.Error as error:
             raise DataError(f"database '{self.path}' cannot be read: {error}") from error
 
+    def keys(self) -> list[bytes]:
+        """Return all keys in order."""
+        import lmdb
+
+        try:
+            with self._handle.begin() as transaction:
+                return list(transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise DataError(f"database '{self.path}' cannot be read: {error}") from error
+
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+        import lmdb
+
+        try:
+            with self._handle.begin() as transaction:
+                for key in keys:
+                    yield key, transaction.get(key)
+        except lmdb.Error as error:
+            raise DataError(f"database '{self.path}' cannot be read: {error}") from error
+
     def _open(self) -> Any:
         import lmdb
 
@@ -189,6 +227,20 @@ class LevelDb(Database):
         try:
             with handle.database.iterator() as iterator:
                 yield from islice(iterator, start, None)
+        except plyvel.Error as error:
+            raise DataError(f"database '{self.path}' cannot be read: {error}") from error
+
+    def keys(self) -> list[bytes]:
+        """Return all keys in order."""
+        return list(self._handle.database.iterator(include_value=False))
+
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+        import plyvel
+
+        handle = self._handle  # held until the iteration ends, so that others find it
+        try:
+            for key in keys:
+                yield key, handle.database.get(key)
         except plyvel.Error as error:
             raise DataError(f"database '{self.path}' cannot be read: {error}") from error
 

@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from protocaffe.data.batches import BatchFiller
+from protocaffe.data.batches import BatchFiller, shuffled_rounds
 from protocaffe.data.datum import Array, decode_image, planar, resize_image
 from protocaffe.data.entries import MAX_LABEL, read_numbered_list
 from protocaffe.data.transformer import Transformer
@@ -62,14 +60,13 @@ class ImageList:
         The order of a round follows from the seed and the number of the round alone. The first
         one begins where the image at ``position`` of the stream is.
         """
-        images, shuffle, seed = self._images, self._shuffle, self.seed
-        number, start = divmod(position, len(images))
+        images = self._images
+        if self._shuffle:
+            for order in shuffled_rounds(len(images), position, self.seed):
+                yield (images[place] for place in order)
+        yield iter(images[position % len(images) :])
         while True:
-            order = np.arange(len(images))
-            if shuffle:
-                np.random.default_rng((seed, number)).shuffle(order)
-            yield (images[place] for place in order[start:])
-            number, start = number + 1, 0
+            yield iter(images)
 
 
 class ImageFiller(BatchFiller[ListedImage]):

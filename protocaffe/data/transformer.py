@@ -1,20 +1,23 @@
-"""The transformer: mean, scale, crop and mirror, from images to what the net sees."""
+"""The transformer: from images to what the net sees."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.data.datum import Array
+from protocaffe.data.augment import COLUMNS, LEFT, MIRROR, TOP, Augmentation, Choices
+from protocaffe.data.datum import Array, interleaved, is_planar_view, planar
 from protocaffe.errors import DataError, ProtocaffeError
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import blob_to_array, read_binary
 
-Choices = npt.NDArray[np.float64]
-"""Uniform random numbers in [0, 1) of shape (images, 3): vertical place, horizontal, mirror."""
+SMALL = 1 << 14
+"""Images of up to this many values cost more calls than work and are transformed together."""
 
 
 class Transformer:
@@ -25,6 +28,9 @@ class Transformer:
     * ``crop_size``: a random square in TRAIN, the centre, rounded up and left, in TEST.
     * ``mirror``: left and right swapped with probability 1/2, in TEST too.
     * ``force_color`` and ``force_gray`` say how encoded images are decoded (:attr:`color`).
+    * In TRAIN also what :mod:`protocaffe.data.augment` describes.
+
+    Several threads may use one at the same time.
 
     Args:
         param: the settings.
@@ -40,6 +46,7 @@ class Transformer:
             the channels they have.
         mean: the mean image, or one value per channel or for all, (channels, 1, 1); None if
             nothing is taken off.
+        augmentation: the random changes of training; None in TEST and where there are none.
     """
 
     def __init__(
@@ -54,8 +61,15 @@ class Transformer:
         self.mirror = param.mirror
         self.scale = np.float32(param.scale)
         self.color = self._forced_color(param)
+        augmentation = Augmentation(param, error)
+        training = phase == caffe_pb2.TRAIN
+        self.augmentation = augmentation if training and augmentation.names else None
         self.mean_file = param.mean_file
         self.mean = self._read_mean(param)
+        self._mirrored_mean = self.mean
+        if self.mean is not None and self.mean_file:
+            self._mirrored_mean = np.ascontiguousarray(self.mean[..., ::-1])
+        self._own = threading.local()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return (channels, height, width) of what an image of such a shape becomes."""
@@ -64,7 +78,8 @@ class Transformer:
         crop = self.crop_size
         if not crop:
             return channels, height, width
-        if crop > min(height, width):
+        any_size = self.augmentation is not None and self.augmentation.resized_crop
+        if not any_size and crop > min(height, width) + 2 * self._padding:
             raise self.error(
                 f"crop_size {crop} is larger than the image, which is {height} high and "
                 f"{width} wide; crop less or make the images larger"
@@ -77,14 +92,17 @@ class Transformer:
         They depend on the seed and each record's own position in the stream alone, not on
         batches, threads or what was drawn before. None if nothing is random.
         """
-        if not (self.random_crop or self.mirror):
+        if not (self.random_crop or self.mirror or self.augmentation):
             return None
-        # Philox is a function from a key and a counter to four numbers: one call per record.
-        numbers = np.random.Philox(key=seed, counter=position).random_raw(4 * count)
-        uniform: Choices = (numbers.reshape(count, 4)[:, :3] >> np.uint64(11)) * 2.0**-53
+        # Philox is a function from a key and a counter to four numbers: no state to carry along.
+        philox = np.random.Philox(key=seed, counter=position * (COLUMNS // 4))
+        numbers = philox.random_raw(COLUMNS * count).reshape(count, COLUMNS)
+        uniform: Choices = (numbers >> np.uint64(11)) * 2.0**-53
         return uniform
 
-    def __call__(self, images: Sequence[Array], out: Array, choices: Choices | None) -> None:
+    def __call__(
+        self, images: Sequence[Array] | Array, out: Array, choices: Choices | None
+    ) -> None:
         """Transform images into a batch.
 
         Args:
@@ -93,43 +111,129 @@ class Transformer:
             out: float32, shape (images, channels, height, width), overwritten.
             choices: from :meth:`choices`, one row per image.
         """
-        shapes = {image.shape for image in images}
+        if isinstance(images, np.ndarray):
+            shapes = {images.shape[1:]}
+        else:
+            shapes = {image.shape for image in images}
         for shape in shapes:
             expected = self.output_shape(shape)
             if expected != out.shape[1:]:
                 raise self.error(f"an image of shape {shape} does not fit in {out.shape[1:]}")
-        if choices is None and len(shapes) == 1:
-            # Small images would spend most of their time in calls if done one by one.
-            self._apply(np.stack(images), out, *self._place(images[0].shape, None))
+        one_by_one = self.augmentation is not None and self.augmentation.one_by_one
+        if len(shapes) == 1 and images[0].size <= SMALL and not one_by_one:
+            self._transform_together(np.asarray(images), out, choices)
             return
         for i, image in enumerate(images):
-            row = None if choices is None else choices[i]
-            self._apply(image, out[i], *self._place(image.shape, row))
+            self._transform(image, out[i], None if choices is None else choices[i])
 
-    def _place(self, shape: Sequence[int], row: Choices | None) -> tuple[int, int, bool]:
-        """Return the crop's top and left, and whether to mirror."""
-        y, x = 0, 0
-        if self.crop_size:
-            room_y, room_x = shape[-2] - self.crop_size, shape[-1] - self.crop_size
-            if self.random_crop and row is not None:
-                y, x = int(row[0] * (room_y + 1)), int(row[1] * (room_x + 1))
-            else:
-                y, x = room_y // 2, room_x // 2
-        return y, x, self.mirror and row is not None and bool(row[2] < 0.5)
-
-    def _apply(self, image: Array, out: Array, y: int, x: int, mirrored: bool) -> None:
-        height, width = out.shape[-2:]
-        window = image[..., y : y + height, x : x + width]
-        target = out[..., ::-1] if mirrored else out
-        if self.mean is None:
-            np.multiply(window, self.scale, out=target)
+    def _transform_together(self, images: Array, out: Array, choices: Choices | None) -> None:
+        """Transform images of one size, (images, channels, height, width), in few calls."""
+        if choices is None:
+            y, x = self._place(images.shape, None)
+            height, width = out.shape[-2:]
+            inside = (..., slice(y, y + height), slice(x, x + width))
+            self._normalize(images[inside], self._mean_of(inside), out)
             return
-        mean = self.mean
-        if self.mean_file:
-            mean = mean[:, y : y + height, x : x + width]
-        np.subtract(window, mean, out=target)
+        pad = self._padding
+        *count, height, width = images.shape
+        values = self._scratch((*count, height + 2 * pad, width + 2 * pad), np.float32)
+        self._normalize(images, self.mean, values[..., pad : pad + height, pad : pad + width])
+        height, width = out.shape[-2:]
+        tops, lefts = (
+            pad + np.broadcast_to(place, len(out)) for place in self._place(images.shape, choices)
+        )
+        places = zip(tops.tolist(), lefts.tolist(), self._mirrored(choices).tolist(), strict=True)
+        for image, target, (y, x, mirrored) in zip(values, out, places, strict=True):
+            window = image[:, y : y + height, x : x + width]
+            target[...] = window[..., ::-1] if mirrored else window
+        if self.augmentation:
+            for target, row in zip(out, choices, strict=True):
+                self.augmentation.blank(target, row)
+
+    def _transform(self, image: Array, out: Array, row: Choices | None) -> None:
+        """Transform one image, (channels, height, width)."""
+        height, width = out.shape[1:]
+        image, y, x = self._cut(image, row)
+        mirrored = row is not None and bool(self._mirrored(row))
+        if mirrored:
+            image, x = _flipped(image), image.shape[2] - width - x
+        top, bottom = max(y, 0), min(y + height, image.shape[1])
+        left, right = max(x, 0), min(x + width, image.shape[2])
+        inside = (..., slice(top, bottom), slice(left, right))
+        target = out[:, top - y : bottom - y, left - x : right - x]
+        if target.shape != out.shape:
+            out[...] = 0
+        if row is not None and self.augmentation and self.augmentation.recolors:
+            window = self._planes(self.augmentation.recolor(image[inside], row))
+        else:
+            window = self._planes(image)[inside]
+        self._normalize(window, self._mean_of(inside, mirrored), target)
+        if row is not None and self.augmentation:
+            self.augmentation.blank(out, row)
+
+    def _cut(self, image: Array, row: Choices | None) -> tuple[Array, int, int]:
+        """Turn and resize an image where that is asked for; return it and the crop's place."""
+        if self.augmentation and row is not None:
+            image = self.augmentation.rotate(image, row, self._fill)
+            if self.augmentation.resized_crop:
+                return self.augmentation.cut_resized(image, row, self.crop_size), 0, 0
+        return image, *self._place(image.shape, row)
+
+    def _place(self, shape: Sequence[int], choices: Choices | None) -> tuple[Any, Any]:
+        """Return the crop's top and left, of one image or of many; in the padding below 0."""
+        if not self.crop_size:
+            return 0, 0
+        room_y, room_x = shape[-2] - self.crop_size, shape[-1] - self.crop_size
+        if not self.random_crop or choices is None:
+            return room_y // 2, room_x // 2
+        pad = self._padding
+        y = (choices[..., TOP] * (room_y + 2 * pad + 1)).astype(np.int64)
+        x = (choices[..., LEFT] * (room_x + 2 * pad + 1)).astype(np.int64)
+        return y - pad, x - pad
+
+    def _mirrored(self, choices: Choices) -> Any:
+        """Return whether an image, or each of many, is mirrored."""
+        return (choices[..., MIRROR] < 0.5) & self.mirror
+
+    @property
+    def _padding(self) -> int:
+        return self.augmentation.padding if self.augmentation else 0
+
+    @property
+    def _fill(self) -> Array:
+        """What stands for pixels that there are none of, one value per channel."""
+        return np.zeros(1) if self.mean is None else self.mean.mean(axis=(1, 2))
+
+    def _mean_of(self, inside: Any, mirrored: bool = False) -> Array | None:
+        """Return the mean that belongs to a window of an image."""
+        mean = self._mirrored_mean if mirrored else self.mean
+        return mean[inside] if mean is not None and self.mean_file else mean
+
+    def _normalize(self, window: Array, mean: Array | None, out: Array) -> None:
+        # Converting, subtracting and scaling one after the other is as fast as NumPy gets: out
+        # stays in the cache, and mixed types would go through a buffer.
+        np.copyto(out, window)
+        if mean is not None:
+            out -= mean
         if self.scale != 1:
             out *= self.scale
+
+    def _planes(self, image: Array) -> Array:
+        """Return the image with each channel in one piece."""
+        import cv2
+
+        if not is_planar_view(image):
+            return image
+        planes = self._scratch(image.shape, image.dtype)
+        cv2.split(interleaved(image), list(planes))
+        return planes
+
+    def _scratch(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """Return memory that this thread uses again and again; zeros at first."""
+        memory: Array | None = getattr(self._own, "memory", None)
+        if memory is None or memory.shape != tuple(shape) or memory.dtype != dtype:
+            memory = self._own.memory = np.zeros(shape, dtype)
+        return memory
 
     def _forced_color(self, param: caffe_pb2.TransformationParameter) -> bool | None:
         if param.force_color and param.force_gray:
@@ -173,3 +277,13 @@ class Transformer:
                 f"{len(self.mean)} mean_values are given for an image with {shape[0]} "
                 f"channel(s); give one for all or one per channel"
             )
+
+
+def _flipped(image: Array) -> Array:
+    """Return an image with left and right swapped."""
+    import cv2
+
+    if is_planar_view(image):
+        return planar(cv2.flip(interleaved(image), 1))
+    rows = image.reshape(-1, image.shape[2])
+    return cv2.flip(rows, 1).reshape(image.shape)

@@ -162,7 +162,8 @@ class Data(PrefetchingLayer):
         self._database.close()
 
     def _raw_batches(self) -> Iterator[RawBatch[Any]]:
-        rounds = database_rounds(self._database, self.position)
+        seed = self._filler.seed if self.param.data_param.shuffle else None
+        rounds = database_rounds(self._database, self.position, seed)
         return read_batches(rounds, self.batch_size, self.position)
 
 
