@@ -40,6 +40,7 @@ COMMANDS = {
     "dump_db": "look inside a database",
     "extract_features": "store what blobs of a net hold in databases",
     "parse_log": "make tables of the log of a training",
+    "plot_training_log": "draw the progress of trainings from their logs",
     "upgrade_net_proto_text": "bring the text of a net to the current format",
     "upgrade_net_proto_binary": "bring a binary net to the current format",
     "upgrade_solver_proto_text": "bring the text of a solver to the current format",
