@@ -9,7 +9,7 @@ from protocaffe.proto.text import parse_text
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
 from benchmarks.torch_net import TorchNet, TranslationError, sgd  # noqa: E402
 
