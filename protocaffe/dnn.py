@@ -18,13 +18,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.errors import NetError, UsageError, WeightsError, did_you_mean
-from protocaffe.graph import Node
+from protocaffe.blob import Blob
+from protocaffe.errors import NetError, ProtocaffeError, UsageError, WeightsError, did_you_mean
 from protocaffe.net import Net as CaffeNet
 from protocaffe.proto.caffe_pb2 import NetParameter
 from protocaffe.proto.files import StrPath
@@ -44,6 +44,13 @@ NAMED_BY_TOP = "Convolution"
 """The layer type that OpenCV names by its top."""
 SCALAR = 4
 """How many numbers a cv::Scalar has, of which images need the first ones."""
+
+
+class Top(NamedTuple):
+    """A layer's place in the net, and which of its tops."""
+
+    layer: int
+    place: int = 0
 
 
 def __getattr__(name: str) -> Any:
@@ -73,13 +80,11 @@ def readNetFromCaffe(
     else:
         text = bytes(prototxt).decode("utf-8", "replace")
         net = CaffeNet(parse_text(text, NetParameter(), "prototxt"))
-    if isinstance(caffeModel, PATH) and str(caffeModel):
-        _load(net, caffeModel, str(caffeModel))
-    elif caffeModel is not None and not isinstance(caffeModel, PATH):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "net.caffemodel"
-            path.write_bytes(bytes(caffeModel))
-            _load(net, path, "caffeModel")
+    if isinstance(caffeModel, PATH):
+        if str(caffeModel):
+            _load(net, caffeModel)
+    elif caffeModel is not None:
+        _load_content(net, bytes(caffeModel))
     return Net(net)
 
 
@@ -107,19 +112,29 @@ def readNet(model: StrPath, config: StrPath = "", framework: str = "") -> Any:
     return readNetFromCaffe(text[0], weights[0] if weights else None)
 
 
-def _load(net: CaffeNet, path: StrPath, name: str) -> None:
+def _load(net: CaffeNet, path: StrPath) -> None:
     """Load weights, which must be there for every layer that has parameters."""
     net.copy_from(Path(path))
     with stored_layers(path) as layers:
         missing = match_layers(layers, net.params).fresh
     if missing:
-        raise WeightsError(f"{name}: has no weights for the layer(s) {', '.join(missing)}")
+        raise WeightsError(f"{path}: has no weights for the layer(s) {', '.join(missing)}")
+
+
+def _load_content(net: CaffeNet, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.caffemodel"
+        path.write_bytes(content)
+        try:
+            _load(net, path)
+        except ProtocaffeError as error:
+            raise type(error)(str(error).replace(str(path), "caffeModel")) from None
 
 
 class Net:
     """A Caffe net with the methods of ``cv2.dnn.Net``.
 
-    Layers are known by name; where no layer has a name, a blob may. Results are copies, float32.
+    Layers are known by name; where no layer has that name, a blob may. Results are copies, float32.
 
     Args:
         net: the net that computes.
@@ -186,11 +201,11 @@ class Net:
             NetError: an input was not set, or has a shape that the net cannot take.
         """
         if isinstance(outputName, str):
-            place = self._find(outputName) if outputName else self._places[-1]
-            return self._run([place])[place]
-        places = [self._find(name) for name in outputName] or self._places[-1:]
-        results = self._run(places)
-        return tuple(results[place] for place in places)
+            top = self._find(outputName) if outputName else Top(self._places[-1])
+            return self._run([top])[top]
+        tops = [self._find(name) for name in outputName] or [Top(self._places[-1])]
+        results = self._run(tops)
+        return tuple(results[top] for top in tops)
 
     def getPerfProfile(self) -> tuple[int, Array]:
         """Return the time of the last forward, and of each layer, in ticks.
@@ -252,55 +267,67 @@ class Net:
             return node.tops[0]
         return node.name
 
-    def _find(self, name: str) -> int:
-        """Return the place of a layer by its name here, its name in the prototxt, or its top."""
+    def _find(self, name: str) -> Top:
+        """Return what a name stands for: a layer here, a layer in the prototxt, or a blob."""
         if name in self._names:
-            return self._places[self._names.index(name)]
+            return Top(self._places[self._names.index(name)])
         nodes = self.net.graph.nodes
         for place in self._places:
             if nodes[place].name == name:
-                return place
+                return Top(place)
         for place in reversed(self._places):
-            if name in nodes[place].tops[:1]:
-                return place
+            if name in nodes[place].tops:
+                return Top(place, nodes[place].tops.index(name))
         raise UsageError(
             f"the net has no layer '{name}'{did_you_mean(name, self._names)} "
             f"(it has: {', '.join(self._names)})"
         )
 
-    def _run(self, places: Sequence[int]) -> dict[int, Floats]:
-        """Run as far as needed and return copies of the layers' first tops."""
+    def _run(self, wanted: Sequence[Top]) -> dict[Top, Floats]:
+        """Run as far as needed and return copies of the tops."""
         import cv2
 
-        if self._unset:
-            raise NetError(
-                f"input '{self._unset[0]}' was never set; call net.setInput(blob, "
-                f"'{self._unset[0]}') before forward"
-            )
-        nodes, wanted, last = self.net.graph.nodes, set(places), max(places)
-        passed = {place for place in wanted if _overwritten(nodes[place : last + 1])}
-        if passed or last + 1 < len(nodes):
+        self._check(wanted)
+        last = max(top.layer for top in wanted)
+        passing = [top for top in wanted if self._is_overwritten(top, last)]
+        if passing or last + 1 < len(self.net.layers):
             self.net.run_one_by_one()
         results = {}
-        self._ticks = [0] * len(nodes)
+        self._ticks = [0] * len(self.net.layers)
         with self.net.serving_holders():
             for place in range(last + 1):
                 start = cv2.getTickCount()
                 self.net.forward_layer(place)
                 self._ticks[place] = cv2.getTickCount() - start
-                if place in passed:
-                    results[place] = self._output(place)
-        return results | {place: self._output(place) for place in wanted - passed}
+                for top in passing:
+                    if top.layer == place:
+                        results[top] = self._copy(top)
+        return {top: self._copy(top) for top in wanted} | results
 
-    def _output(self, place: int) -> Floats:
-        if not self.net.tops[place]:
-            raise UsageError(f"layer '{self.net.layer_names[place]}' has no output")
-        return np.array(self.net.tops[place][0].data)
+    def _check(self, wanted: Sequence[Top]) -> None:
+        if self._unset:
+            raise NetError(
+                f"input '{self._unset[0]}' was never set; call net.setInput(blob, "
+                f"'{self._unset[0]}') before forward"
+            )
+        for layer, place in wanted:
+            if place >= len(self.net.tops[layer]):
+                raise UsageError(f"layer '{self.net.layer_names[layer]}' has no output")
 
+    def _is_overwritten(self, top: Top, last: int) -> bool:
+        """Whether a later layer, up to the last one to run, works in place on a top."""
+        storage = self._blob(top).data_storage
+        return any(
+            blob.data_storage is storage and blob in self.net.bottoms[layer]
+            for layer in range(top.layer + 1, last + 1)
+            for blob in self.net.tops[layer]
+        )
 
-def _overwritten(nodes: Sequence[Node]) -> bool:
-    """Whether a layer behind the first one works in place on its first top."""
-    return any(set(nodes[0].tops[:1]) & set(node.tops) for node in nodes[1:])
+    def _copy(self, top: Top) -> Floats:
+        return np.array(self._blob(top).data)
+
+    def _blob(self, top: Top) -> Blob:
+        return self.net.tops[top.layer][top.place]
 
 
 def _scaled(values: Floats, factor: float, mean: float | Sequence[float]) -> Floats:
