@@ -45,14 +45,16 @@ FLAGS = [
     Flag("data", "the folder with one folder of images per class", required=True),
     Flag("out", "the folder to make; by default named after data and model"),
     Flag("weights", "the caffemodel to begin with; by default the model's own"),
-    Flag("scratch", "begin with random weights instead, to compare", default=False),
+    Flag(
+        "scratch", "begin with random weights, at the model's rate, to compare", default=False
+    ),
     Flag("classes", "outputs of the net; 0: one per class", default=0, at_least=0),
     Flag("layer", "the layer to replace; by default the last one"),
     Flag("freeze", "let only the new layer learn: for very few images", default=False),
     Flag("iterations", "updates; 0: ten rounds, but 100 to 5000", default=0, at_least=0),
     Flag("batch_size", "images per update", default=32, at_least=1),
     Flag("base_lr", "learning rate; 0: a tenth of the model's own", default=0.0, at_least=0),
-    Flag("lr_mult", "how many times faster the new layer learns", default=10.0, at_least=0),
+    Flag("lr_mult", "how many times faster the new layer learns; 0: ten", default=0.0, at_least=0),
     Flag("test_share", "share of images to test on, if there is no test folder", default=0.2),
     Flag("size", "of the net's input: NUMBER, or HEIGHT,WIDTH; by default the model's"),
     Flag("mean_value", "to take off each channel, such as 104,117,123; default: the model's"),
@@ -107,7 +109,7 @@ def _recipe(flags: Namespace) -> Recipe:
         iterations=flags.iterations,
         batch_size=flags.batch_size,
         base_lr=flags.base_lr,
-        lr_mult=flags.lr_mult,
+        lr_mult=flags.lr_mult or (1 if flags.scratch else 10),
         freeze=flags.freeze,
         seed=flags.seed,
     )

@@ -140,7 +140,8 @@ def _check_weights(
         matching = match_layers(layers, params)
         stored = [layer.name for layer in layers if layer.blobs]
     if matching.refused:
-        raise WeightsError("\n".join(f"{file}: {sentence}" for sentence in matching.refused))
+        refused = "\n".join(f"{file}: {sentence}" for sentence in matching.refused)
+        raise WeightsError(f"{refused}\nThese seem to be weights of another net than {model}")
     if not set(stored).intersection(matching.loaded):
         raise WeightsError(
             f"{file}: has weights for none of the layers of {model}; are they another net's? "

@@ -64,7 +64,7 @@ def find_images(folder: StrPath, test_share: float = 0.2, seed: int = 1) -> Imag
     parts = [name for name in TEST if (top / name).is_dir()]
     if (top / TRAIN).is_dir() and parts:
         train, test = top / TRAIN, top / parts[0]
-        entries, classes = scan_classes(train)
+        entries, classes = _scan(train)
         tested, tested_classes = scan_classes(test)
         if classes != tested_classes:
             raise DataError(_differing(train, classes, test, tested_classes))
@@ -72,15 +72,20 @@ def find_images(folder: StrPath, test_share: float = 0.2, seed: int = 1) -> Imag
         return find_images(top / TRAIN, test_share, seed)
     else:
         train = test = top
-        everything, classes = scan_classes(top)
+        everything, classes = _scan(top)
         entries, tested = _divided(everything, classes, test_share, seed)
-    if len(classes) < 2:
-        raise DataError(
-            f"{train}: has one class only, '{classes[0]}'; expected two folders of images at least"
-        )
     if not tested:
         raise DataError(f"{top}: one image per class is not enough: some must be left to test on")
     return Images(classes, _part(train, shuffled(entries, seed)), _part(test, tested))
+
+
+def _scan(folder: Path) -> tuple[list[Entry], list[str]]:
+    entries, classes = scan_classes(folder)
+    if len(classes) < 2:
+        raise DataError(
+            f"{folder}: has one class only, '{classes[0]}'; expected two folders of images at least"
+        )
+    return entries, classes
 
 
 def _part(folder: Path, entries: list[Entry]) -> Part:

@@ -41,7 +41,8 @@ class Recipe:
     Attributes:
         iterations: updates; 0 for ten rounds through the images, but 100 to 5,000.
         batch_size: images per update.
-        base_lr: learning rate; 0 for a tenth of the one the model was trained with.
+        base_lr: learning rate; 0 for a tenth of the one the model was trained with, or for all
+            of it if the weights are random.
         lr_mult: how many times faster the new layer learns.
         freeze: whether the new layer alone learns.
         seed: of everything that is random.
@@ -187,7 +188,8 @@ def solver_settings(
     for name in KEPT_SETTINGS:
         if old.HasField(name):
             setattr(solver, name, getattr(old, name))
-    solver.base_lr = recipe.base_lr or float(f"{old.base_lr / 10:.6g}") or 0.001
+    usual = old.base_lr / 10 if weights else old.base_lr
+    solver.base_lr = recipe.base_lr or float(f"{usual:.6g}") or 0.001
     solver.lr_policy, solver.gamma = "step", 0.1
     solver.stepsize = math.ceil(2 * iterations / 3)
     solver.test_iter.append(math.ceil(test / TEST_BATCH))

@@ -55,7 +55,7 @@ def find_trunk(net: NetParameter, where: str, layer: str = "") -> Trunk:
     Args:
         net: of the current format; not changed.
         where: its file, for messages.
-        layer: the layer that has one output per class; by default the last one whose outputs
+        layer: the layer that has one output per class; by default the deepest one whose outputs
             become probabilities or a loss.
 
     Raises:
@@ -162,7 +162,9 @@ def _last_layer(
             if any(each.type in JUDGES for each in readers):
                 judged.append(layer)
     if not name:
-        return (judged or ends)[-1]
+        # Of several, further outputs branch off earlier than the one that matters.
+        candidates = (judged or ends)[::-1]
+        return max(candidates, key=lambda layer: len(_leading_to(own, layer.top[0], layer)))
     names = [each.name for each in ends]
     if name not in names:
         raise UsageError(
