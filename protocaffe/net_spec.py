@@ -57,6 +57,9 @@ class Top:
         self.fn = fn
         self.n = n
 
+    def __repr__(self) -> str:
+        return f"<top {self.n} of L.{self.fn.type_name}>"
+
     def to_proto(self) -> caffe_pb2.NetParameter:
         """Return the net that ends here."""
         return to_proto(self)

@@ -259,6 +259,9 @@ class TestValues:
         assert layer.python_param.module == "my.module"
         assert parsed(str(top.to_proto())) == top.to_proto()
 
+    def test_a_top_tells_where_it_comes_from(self):
+        assert repr(L.Slice(data(1, 4), ntop=2)[1]) == "<top 1 of L.Slice>"
+
     def test_the_help_of_a_layer_is_its_documentation(self):
         assert L.Pooling.__name__ == "Pooling"
         assert "maxim" in L.Pooling.__doc__
