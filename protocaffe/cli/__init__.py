@@ -36,6 +36,7 @@ COMMANDS = {
     "convert_hdf5": "make HDF5 files of images, CSV tables or NumPy arrays",
     "convert_mnist_data": "make a database from MNIST's original files",
     "convert_cifar_data": "make the databases from CIFAR-10's original files",
+    "resize_and_crop_images": "make squares of a folder of images",
     "compute_image_mean": "average the images of a database",
     "dump_db": "look inside a database",
     "extract_features": "store what blobs of a net hold in databases",
