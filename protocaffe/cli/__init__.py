@@ -28,6 +28,7 @@ COMMANDS = {
     "test": "run a trained net over its test data",
     "time": "measure how long each layer of a net takes",
     "device_query": "print what this machine can compute with",
+    "check": "find everything that is wrong with a net or a solver",
     "summary": "show shapes, parameters and multiply-adds of a net",
     "export": "write a trained net as an ONNX model",
     "layers": "list the layer types, or explain one",

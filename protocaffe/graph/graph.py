@@ -75,6 +75,20 @@ def build_graph(
             written, a top has several sources, or ``loss_weight`` or ``propagate_down`` does
             not have one entry per blob.
     """
+    kept, left_out = apply_rules(net, state, source, refuse)
+    if not kept:
+        raise _empty(net, state, source)
+    for node in kept:
+        _check_counts(node, refuse)
+    nodes = insert_splits(trace_versions(kept, left_out, refuse), kept)
+    param = _assemble(net, state, nodes)
+    return Graph(net.name, param, nodes, param.state, [reason for _, reason in left_out])
+
+
+def apply_rules(
+    net: NetParameter, state: NetState, source: Source | None = None, refuse: Refuse = refuse
+) -> tuple[list[Node], list[tuple[Node, str]]]:
+    """Return the layers that are in the net in a state, and those that are not with the reason."""
     kept: list[Node] = []
     left_out: list[tuple[Node, str]] = []
     for node in _nodes(net, source):
@@ -83,13 +97,7 @@ def build_graph(
             left_out.append((node, reason))
         else:
             kept.append(node)
-    if not kept:
-        raise _empty(net, state, source)
-    for node in kept:
-        _check_counts(node, refuse)
-    nodes = insert_splits(trace_versions(kept, left_out, refuse), kept)
-    param = _assemble(net, state, nodes)
-    return Graph(net.name, param, nodes, param.state, [reason for _, reason in left_out])
+    return kept, left_out
 
 
 def merge_state(

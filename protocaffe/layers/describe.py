@@ -98,7 +98,7 @@ def describe(type_name: str) -> Description:
         _, *parts = FACT.split(text.pop())
         facts = {label: fact.strip() for label, fact in zip(parts[::2], parts[1::2], strict=True)}
     return Description(
-        *(type_name, summary, text, facts, _settings_of(type_name, layer)),
+        *(type_name, summary, text, facts, _settings_of(type_name)),
         example=_example(sections.get("Example", "")),
     )
 
@@ -132,12 +132,16 @@ def inner_messages(settings: list[Settings]) -> list[str]:
     return sorted({field.type for each in settings for field in each.fields if field.message})
 
 
-def _settings_of(type_name: str, layer: type[Layer]) -> list[Settings]:
+def settings_fields(type_name: str) -> list[str]:
+    """Return the fields of ``LayerParameter`` that hold a layer type's settings."""
+    fields = _message("LayerParameter").field
+    own = [field.name for field in fields if _base(field) == f"{type_name}Parameter"]
+    return list(dict.fromkeys([*own, *layer_class(type_name).settings]))
+
+
+def _settings_of(type_name: str) -> list[Settings]:
     messages = {field.name: _base(field) for field in _message("LayerParameter").field}
-    own = [name for name, message in messages.items() if message == f"{type_name}Parameter"]
-    return [
-        describe_message(messages[name], name) for name in dict.fromkeys([*own, *layer.settings])
-    ]
+    return [describe_message(messages[name], name) for name in settings_fields(type_name)]
 
 
 def _message(name: str) -> DescriptorProto:
