@@ -19,6 +19,8 @@ WORST = 10
 """How many classes and confusions stand out."""
 NAME = 20
 """Letters of a class's name that are shown."""
+SHORT = 4
+"""Letters of names that fit above columns."""
 
 
 def count_confusions(
@@ -78,24 +80,29 @@ def describe_confusions(counts: Counts, names: Sequence[str], width: int = 100) 
         names: of the classes.
         width: how long lines may be.
     """
-    cells = max(3, len(str(counts.max())))
     longest = min(NAME, max(map(len, names)))
-    if len(names) <= WHOLE and longest + 8 + len(names) * (cells + 1) <= width:
-        yield from _table(counts, names, longest, cells)
+    table = list(_table(counts, names, longest)) if len(names) <= WHOLE else []
+    if table and max(map(len, table)) <= width:
+        yield from table
     else:
         yield from _worst_classes(counts, names, longest)
         yield ""
         yield from _worst_pairs(counts, names)
 
 
-def _table(counts: Counts, names: Sequence[str], longest: int, cells: int) -> Iterator[str]:
-    yield "Rows are the true classes, columns what the net says (numbered as the rows are)."
+def _table(counts: Counts, names: Sequence[str], longest: int) -> Iterator[str]:
+    """Show all; columns have the classes' names if these are short, else numbers."""
+    named = longest <= SHORT
+    heads = names if named else [str(number) for number in range(len(names))]
+    rows = [_short(name) if named else f"{i:>2} {_short(name)}" for i, name in enumerate(names)]
+    cells = max(3, len(str(counts.max())), *map(len, heads))
+    margin = max(map(len, rows))
+    yield "Rows are the true classes, columns what the net says."
     yield ""
-    heads = "".join(f" {number:>{cells}}" for number in range(len(names)))
-    yield f"{'':{longest + 3}}{heads}  right"
-    for number, (name, row) in enumerate(zip(names, counts, strict=True)):
+    yield " " * margin + "".join(f" {head:>{cells}}" for head in heads) + "  right"
+    for place, (label, row) in enumerate(zip(rows, counts, strict=True)):
         found = "".join(f" {count or '.':>{cells}}" for count in row)
-        yield f"{number:>2} {_short(name):<{longest}}{found}  {_share(row[number], row.sum())}"
+        yield f"{label:<{margin}}{found}  {_share(row[place], row.sum())}"
 
 
 def _worst_classes(counts: Counts, names: Sequence[str], longest: int) -> Iterator[str]:

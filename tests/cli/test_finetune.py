@@ -19,7 +19,7 @@ def test_from_images_to_a_net(run_protocaffe, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     accuracy = float(re.search(r"Accuracy: ([\d.]+) % of 6 test images", done.stdout)[1])
     assert accuracy >= 80
-    assert " 2 light" in done.stdout
+    assert "2 light" in done.stdout
     out = tmp_path / "photos_digits"
     rows = list(csv.reader((out / "confusion.csv").read_text().splitlines()))
     assert rows[0] == ["true class", "dark", "grey", "light"]

@@ -9,9 +9,18 @@ from protocaffe.finetune.confusion import accuracy, confusion_csv, describe_conf
 def test_a_table_for_few_classes():
     lines = list(describe_confusions(np.array([[9, 1], [0, 4]]), ["cat", "dog"]))
     assert lines[2:] == [
-        "         0   1  right",
-        " 0 cat   9   1   90.0 %",
-        " 1 dog   .   4  100.0 %",
+        "    cat dog  right",
+        "cat   9   1   90.0 %",
+        "dog   .   4  100.0 %",
+    ]
+
+
+def test_columns_of_longer_names_are_numbered():
+    lines = list(describe_confusions(np.array([[9, 1], [0, 1234]]), ["horse", "dog"]))
+    assert lines[2:] == [
+        "            0    1  right",
+        " 0 horse    9    1   90.0 %",
+        " 1 dog      . 1234  100.0 %",
     ]
 
 
