@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -349,11 +350,15 @@ def assign(target: Array, values: npt.ArrayLike, what: str) -> None:
     Raises:
         NetError: they do not fit; ``what`` says where they should go.
     """
-    given = np.asarray(values)
     try:
-        fits = not target.ndim or not given.ndim or given.shape[0] == target.shape[0]
-        if fits:
-            target[...] = given
+        given = np.asarray(values)
+        numbers = given.astype(target.dtype, copy=False)
+    except (TypeError, ValueError):
+        raise NetError(f"{what} takes numbers in an array of shape {target.shape}") from None
+    fits = not target.ndim or not given.ndim or given.shape[0] == target.shape[0]
+    try:
+        if fits and values is not None:
+            target[...] = numbers
             return
     except ValueError:
         pass
@@ -361,7 +366,10 @@ def assign(target: Array, values: npt.ArrayLike, what: str) -> None:
 
 
 def _checked_shape(shape: Iterable[int]) -> tuple[int, ...]:
-    extents = tuple(int(extent) for extent in shape)
+    try:
+        extents = tuple(operator.index(extent) for extent in shape)
+    except TypeError:
+        raise NetError(f"a blob's extents are whole numbers; got {shape!r}") from None
     if len(extents) > MAX_AXES:
         raise NetError(f"a blob has at most {MAX_AXES} axes; {len(extents)} were asked for")
     if any(extent < 0 for extent in extents):

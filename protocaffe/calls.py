@@ -88,6 +88,8 @@ class NetCalls:
             NetError: an unknown name, or values that do not fit.
         """
         first, last = self._place(start, 0), self._place(end, len(self.layers) - 1)
+        if first > last:
+            raise NetError(f"forward runs from start to end, but '{start}' comes after '{end}'")
         names = [*(self.outputs if end is None else self.top_names[end]), *(blobs or ())]
         wanted = [self.blobs[name] for name in names]
         if inputs:
@@ -122,11 +124,13 @@ class NetCalls:
             NetError: an unknown name, values that do not fit, or no layer has a backward pass.
         """
         first, last = self._place(start, len(self.layers) - 1), self._place(end, 0)
+        if first < last:
+            raise NetError(f"backward runs from start to end, but '{start}' comes before '{end}'")
         names = [*(self.inputs if end is None else self.bottom_names[end]), *(diffs or ())]
         wanted = [self.blobs[name] for name in names]
         if not any(node.needs_backward for node in self.nodes):
             raise NetError(
-                f"net '{self.name}' has nothing to run backward: nothing in it leads to a loss; "
+                f"{self._title} has nothing to run backward: nothing in it leads to a loss; "
                 f"write force_backward: true into the net to have every gradient computed"
             )
         if output_diffs:
@@ -204,7 +208,7 @@ class NetCalls:
         if not isinstance(first, MemoryData):
             raise NetError(
                 f"set_input_arrays needs a net whose first layer is of type MemoryData; that of "
-                f"'{self.name}' is '{first.name}' ({first.type}). Give forward the values of "
+                f"{self._title} is '{first.name}' ({first.type}). Give forward the values of "
                 f"Input layers: net.forward({', '.join(f'{i}=...' for i in self.inputs)})"
             )
         first.reset(data, labels)
@@ -285,6 +289,10 @@ class NetCalls:
 
     # -- arguments and results -----------------------------------------------------------
 
+    @property
+    def _title(self) -> str:
+        return f"net '{self.name}'" if self.name else "the net"
+
     def _ids(self, names: Iterable[str]) -> list[int]:
         places = {name: place for place, name in enumerate(self.blobs)}
         return [places[name] for name in names]
@@ -294,14 +302,14 @@ class NetCalls:
             return default
         if layer not in self.layer_names:
             raise UnknownNameError(
-                f"net '{self.name}' has no layer '{layer}'{did_you_mean(layer, self.layer_names)}"
+                f"{self._title} has no layer '{layer}'{did_you_mean(layer, self.layer_names)}"
             )
         return self.layer_names.index(layer)
 
     def _check_names(self, given: Iterable[str], known: Sequence[str], what: str) -> None:
         if set(given := list(given)) != set(known):
             raise NetError(
-                f"net '{self.name}' has the {what} {', '.join(known) or '(none)'}; "
+                f"{self._title} has the {what} {', '.join(known) or '(none)'}; "
                 f"values came for {', '.join(given) or '(none)'}"
             )
 
@@ -323,7 +331,7 @@ class NetCalls:
     @property
     def _batch_size(self) -> int:
         if not self.inputs:
-            raise NetError(f"net '{self.name}' has no inputs; its data come from a layer")
+            raise NetError(f"{self._title} has no inputs; its data come from a layer")
         return self.blobs[self.inputs[0]].shape[0]
 
     @staticmethod

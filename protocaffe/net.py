@@ -24,6 +24,7 @@ from protocaffe.errors import (
 from protocaffe.graph import Graph, build_graph, merge_state
 from protocaffe.graph.backward import BackwardFacts, decide_backward
 from protocaffe.layers import Layer
+from protocaffe.layers.python import Python
 from protocaffe.log import log
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.files import replacing
@@ -95,6 +96,9 @@ class Net(NetCalls):
             raise UsageError(f"a net's dtype is float32 or float64, not {self.dtype}")
         if isinstance(phase, (str, Path)):  # Net(file, weights, phase), pycaffe's older order
             weights, phase, level = phase, caffe_pb2.TEST if level is None else level, None
+        if phase not in (caffe_pb2.TRAIN, caffe_pb2.TEST):
+            raise UsageError(f"a net's phase is TRAIN (0) or TEST (1), not {phase!r}")
+        stages = [stages] if isinstance(stages, str) else stages
         text, where = _read(source)
         if state is None:
             full_state = merge_state(text, phase, level or 0, stages or ())
@@ -127,7 +131,8 @@ class Net(NetCalls):
         self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
         self._storages: list[Storage] = []
         self._lock = threading.RLock()
-        self._planned_shapes = self._free_shapes()
+        self._planned_shapes = self._shapes()
+        self._param_shapes = [[blob.shape for blob in layer.blobs] for layer in self.layers]
         self.debug_info: bool = text.debug_info
         if shared is not None:
             self.share_with(shared)
@@ -374,29 +379,40 @@ class Net(NetCalls):
             return self._reshape_from(0)
         return self._plan
 
-    def _free_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the blobs that do not follow from others: inputs and dynamic layers' tops."""
-        return [
-            top.shape
-            for layer, bottoms, tops in zip(self.layers, self.bottoms, self.tops, strict=True)
-            for top in tops
-            if layer.dynamic or not bottoms
-        ]
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [top.shape for tops in self.tops for top in tops]
 
     def _shapes_changed(self) -> bool:
-        return self._free_shapes() != self._planned_shapes
+        return self._shapes() != self._planned_shapes
+
+    def _check_shapes(self) -> None:
+        """Refuse to run without input, or with parameters that somebody reshaped (to save them)."""
+        for name in self.inputs:
+            if not self.blobs[name].count:
+                raise NetError(
+                    f"input '{name}' has shape {self.blobs[name].shape}, which holds no numbers; "
+                    f"give it another: net.blobs['{name}'].reshape(...)"
+                )
+        for layer, shapes in zip(self.layers, self._param_shapes, strict=True):
+            for index, (blob, shape) in enumerate(zip(layer.blobs, shapes, strict=False)):
+                if blob.shape != shape and not isinstance(layer, Python):
+                    raise layer.error(
+                        f"parameter {index} was reshaped from {shape} to {blob.shape}, and "
+                        f"cannot run so; change the net's text instead and load the weights"
+                    )
 
     def _find_storages(self) -> list[Storage]:
         blobs = (*self.blobs.values(), *(blob for layer in self.layers for blob in layer.blobs))
         return [each for blob in blobs for each in (blob.data_storage, blob.diff_storage)]
 
     def _reshape_from(self, start: int) -> Plan:
+        self._check_shapes()
         for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
             start:
         ]:
             guarded(layer, layer.reshape, bottoms, tops)
             fill_loss_weights(layer, tops)
-        self._planned_shapes = self._free_shapes()
+        self._planned_shapes = self._shapes()
         self._plan = self.engine.plan(self.nodes, self._fuses)
         self._storages = self._find_storages()
         return self._plan

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -324,3 +326,69 @@ def test_weights_of_a_new_shape_are_noticed() -> None:
     np.testing.assert_allclose(
         result, np.maximum(np.ones((2, 3)) @ other.params["ip"][0].data.T, 0), rtol=1e-5
     )
+
+
+BAD_USE = {
+    "an unknown phase": (lambda n: Net(SMALL, 7), "phase is TRAIN"),
+    "text for numbers": (lambda n: n.forward(x="abc"), "input 'x' takes numbers"),
+    "rows of many lengths": (lambda n: n.forward(x=[[1], [1, 2]]), "input 'x' takes numbers"),
+    "nothing": (lambda n: n.forward(x=None), "input 'x' has shape"),
+    "backwards": (lambda n: n.forward(start="act", end="ip"), "'act' comes after 'ip'"),
+    "forwards": (lambda n: n.backward(start="ip", end="act"), "'ip' comes before 'act'"),
+    "a reshaped parameter": (
+        lambda n: (n.params["ip"][0].reshape(2, 2), n.forward()),
+        r"layer 'ip'.*parameter 0 was reshaped from \(4, 3\) to \(2, 2\)",
+    ),
+    "no rows": (lambda n: (n.blobs["x"].reshape(0, 3), n.forward()), r"'x' has shape \(0, 3\)"),
+    "parts of a row": (lambda n: n.blobs["x"].reshape(2.5, 3), "whole numbers"),
+    "more than memory": (lambda n: n.blobs["x"].reshape(2**20, 2**20), r"at most 2\^31-1"),
+    "arrays for MemoryData": (lambda n: n.set_input_arrays(0, 0), "first layer is of type Memory"),
+    "no examples": (lambda n: n.forward_all(x=np.zeros((0, 3))), "same number of examples"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USE)
+def test_bad_use_is_explained(case: str) -> None:
+    use, message = BAD_USE[case]
+    with pytest.raises(ProtocaffeError, match=message):
+        use(net(SMALL))
+
+
+def test_a_net_goes_on_after_an_error() -> None:
+    deep = net(DEEP)
+    before = deep.forward()["loss"].copy()
+    for shape in ((2, 3, 9, 9), (2, 16, 1, 1), (0, 16, 9, 9)):
+        deep.blobs["x"].reshape(*shape)
+        with pytest.raises(NetError):
+            deep.forward()
+    deep.blobs["x"].reshape(2, 16, 9, 9)
+    deep.blobs["x"].data = 0
+    assert deep.forward()["loss"] == before
+
+
+def test_blobs_live_longer_than_their_net() -> None:
+    deep = net(DEEP)
+    result, weights = deep.forward(["conv"]), deep.params["conv"][0]
+    del deep
+    gc.collect()
+    result["conv"][...] = 1
+    weights.data[...] = 2
+    assert result["conv"].sum() == result["conv"].size
+
+
+def test_threads_take_turns() -> None:
+    """One net, and nets that share its weights, used by several threads at once."""
+    deep = net(DEEP, caffe_pb2.TEST, seed=1)
+    nets = [deep, deep, *(net(DEEP, caffe_pb2.TEST, shared=deep) for _ in range(2))]
+    expected = deep.forward()["loss"].copy()
+    found: list[bool] = []
+
+    def work(each: Net) -> None:
+        found.extend((each.forward()["loss"] == expected).item() for _ in range(10))
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in nets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 40

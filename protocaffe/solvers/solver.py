@@ -6,6 +6,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -187,6 +188,29 @@ class Solver:
             yield "regularization_type", message
         yield from rate_problems(param)
         yield from net_problems(param)
+
+    @property
+    def max_iter(self) -> int:
+        """At which iteration :meth:`solve` stops."""
+        return self.param.max_iter
+
+    @property
+    def base_lr(self) -> float:
+        """The rate that the policy starts from; may be set between iterations."""
+        return self.param.base_lr
+
+    @base_lr.setter
+    def base_lr(self, rate: float) -> None:
+        self.param.base_lr = rate
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return replace(self.learning_rate)(self.iter)  # a copy: asking must not advance it
+
+    def share_weights(self, net: Net) -> None:
+        """Let another net use the training net's parameters."""
+        net.share_with(self.net)
 
     @property
     def decays_by_sign(self) -> bool:

@@ -310,3 +310,12 @@ def test_gradients_can_be_changed_before_the_update() -> None:
     solver.step(3)
     for old, learnable in zip(before, solver.net.learnable, strict=True):
         assert (learnable.blob.data == old).all()
+
+
+def test_a_net_uses_the_weights_of_a_solver() -> None:
+    solver = get_solver(settings())
+    other = Net(solver.param.net_param, caffe_pb2.TEST)
+    solver.share_weights(other)
+    solver.step(2)
+    for name, blobs in solver.net.params.items():
+        assert (other.params[name][0].data == blobs[0].data).all()
