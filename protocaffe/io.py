@@ -344,6 +344,34 @@ class Transformer:
             )
 
 
+def make_transformer(
+    in_: str,
+    shape: Sequence[int],
+    mean: npt.ArrayLike | None = None,
+    input_scale: float | None = None,
+    raw_scale: float | None = None,
+    channel_swap: Sequence[int] | None = None,
+) -> Transformer:
+    """Return a transformer of (H, W, C) images for one input; None leaves a setting out.
+
+    Raises:
+        UsageError: the input takes no images, or a setting does not fit it.
+    """
+    transformer = Transformer({in_: shape})
+    if len(shape) != 4:
+        raise UsageError(f"input '{in_}' has shape {tuple(shape)}, so it takes no images")
+    transformer.set_transpose(in_, (2, 0, 1))
+    if mean is not None:
+        transformer.set_mean(in_, mean)
+    if input_scale is not None:
+        transformer.set_input_scale(in_, input_scale)
+    if raw_scale is not None:
+        transformer.set_raw_scale(in_, raw_scale)
+    if channel_swap is not None:
+        transformer.set_channel_swap(in_, channel_swap)
+    return transformer
+
+
 # -- messages ----------------------------------------------------------------------------
 
 
