@@ -34,6 +34,15 @@ MAX_CHANNELS = 4
 """What OpenCV turns and resizes."""
 
 
+FIELDS = ("random_resized_crop", "crop_padding", "rotation", "color_jitter", "cutout")
+"""What ``transform_param`` has beyond Caffe's own fields."""
+
+
+def augmentations(param: caffe_pb2.TransformationParameter) -> list[str]:
+    """Return the names of the fields of these that are given."""
+    return [name for name in FIELDS if param.HasField(name)]
+
+
 class Augmentation:
     """The random changes that ``transform_param`` asks for beyond crop and mirror.
 
@@ -59,7 +68,7 @@ class Augmentation:
     ) -> None:
         self._param = param
         self._error = error
-        self.names = [name for name in FIELDS if param.HasField(name)]
+        self.names = augmentations(param)
         self.padding = param.crop_padding
         self.resized_crop = param.HasField("random_resized_crop")
         self.recolors = param.HasField("color_jitter")
@@ -208,10 +217,6 @@ class Augmentation:
             raise self._error(
                 f"{name} takes images of up to {MAX_CHANNELS} channels, got {len(image)}"
             )
-
-
-FIELDS = ("random_resized_crop", "crop_padding", "rotation", "color_jitter", "cutout")
-"""What ``transform_param`` has beyond Caffe's own fields."""
 
 
 def _factor(strength: float, choice: float) -> float:

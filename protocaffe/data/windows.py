@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protocaffe.data.augment import Choices
 from protocaffe.data.batches import Batch, Floats, RawBatch
-from protocaffe.data.datum import Image, decode_image, resize_image
+from protocaffe.data.datum import Image, decode_image, planar, resize_image
 from protocaffe.data.images import read_file
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
@@ -131,6 +132,8 @@ class WindowFiller:
         self.crop_size = transformer.crop_size
         self._windows = windows
         self._param = param
+        self._transformer = transformer
+        self._augmentation = transformer.augmentation
         self._mirror = transformer.mirror
         self._scale = np.float32(param.scale)
         self._num_foreground = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
@@ -145,12 +148,14 @@ class WindowFiller:
             DataError: an image or a window cannot be used; the message names it.
         """
         rng = np.random.default_rng((self.seed, raw.position))
+        choices = self._transformer.choices(self.seed, raw.position, self._param.batch_size)
         batch.reshape(self._param.batch_size, CHANNELS, self.crop_size, self.crop_size)
         batch.wraps = 0
         for number, window in enumerate(self._draw(rng)):
             mirrored = self._mirror and bool(rng.integers(2))
             batch.labels[number] = window[LABEL]
-            self._fill(batch.data[number], window, mirrored)
+            row = None if choices is None else choices[number]
+            self._fill(batch.data[number], window, mirrored, row)
 
     def _draw(self, rng: np.random.Generator) -> Table:
         counts = self._param.batch_size - self._num_foreground, self._num_foreground
@@ -162,20 +167,25 @@ class WindowFiller:
             ]
         )
 
-    def _fill(self, out: Floats, window: Row, mirrored: bool) -> None:
+    def _fill(self, out: Floats, window: Row, mirrored: bool, choices: Choices | None) -> None:
         image = self._read(window)
         try:
             patch = self._place(window[BOX].tolist(), image.shape[:2], mirrored)
         except DataError as error:
             raise self._error(window, str(error)) from None
         pixels = resize_image(image[patch.source], patch.height, patch.width)
+        values = planar(pixels[:, ::-1] if mirrored else pixels)
+        if self._augmentation and self._augmentation.recolors and choices is not None:
+            values = self._augmentation.recolor(values, choices)
         inside = (slice(None), *patch.target)
         out[...] = 0
-        out[inside] = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
+        out[inside] = values
         if self._mean is not None:
             mean = np.broadcast_to(self._mean, out.shape)
             out[inside] -= mean[inside]
         out[inside] *= self._scale
+        if self._augmentation and choices is not None:
+            self._augmentation.blank(out, choices)
 
     def _place(self, box: list[int], size: Sequence[int], mirrored: bool) -> Patch:
         square = self._param.crop_mode == "square"

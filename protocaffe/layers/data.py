@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from protocaffe.blob import Blob
+from protocaffe.data.augment import augmentations
 from protocaffe.data.batches import (
     Batch,
     DatumFiller,
@@ -116,12 +117,22 @@ class PrefetchingLayer(Layer):
 class Data(PrefetchingLayer):
     """Images and labels from an LMDB or LevelDB database of Datums, a batch at a time.
 
-    Records come in key order; after the last one the first follows, in the middle of a batch if
-    need be. Each batch takes its shape from its first record, so with ``batch_size: 1`` images
-    of any size follow each other. ``transform_param`` says what happens to the images on the
-    way; the fields of that kind inside ``data_param``, and ``rand_skip``, are of old files and
-    have no effect. Reading, decoding and transforming run ahead in threads, ``prefetch`` batches
-    deep.
+    Records come in key order, or with ``shuffle`` in a new random order in every round; after the
+    last one the next round follows, in the middle of a batch if need be. Each batch takes its
+    shape from its first record, so with ``batch_size: 1`` images of any size follow each other.
+    ``transform_param`` says what happens to the images on the way; the fields of that kind inside
+    ``data_param``, and ``rand_skip``, are of old files and have no effect. Reading, decoding and
+    transforming run ahead in threads, ``prefetch`` batches deep. Which records and random changes
+    come follows from the net's seed alone, and a resumed run goes on with those that it would
+    have seen.
+
+    In TRAIN, ``transform_param`` can also augment the images; without these fields nothing of
+    this happens. The order is: ``rotation`` of the whole image; the crop, which is a
+    ``random_resized_crop`` of ``crop_size``, or a part of the image with ``crop_padding``, or
+    Caffe's own; ``mirror``; ``color_jitter``; mean and scale; ``cutout``. Where there are no
+    pixels the batch is 0, the mean. In TEST the same settings give the crop at the centre. The
+    example shows a recipe for small images (for CIFAR, ``crop_size: 32 crop_padding: 4`` and a
+    cutout of 16), that of ImageData one for photos.
 
     Bottoms: none. Tops: the images, (batch, channels, height, width), and optionally the labels,
     (batch,); a record without label reads 0.
@@ -129,8 +140,9 @@ class Data(PrefetchingLayer):
 
     Example:
         layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-            transform_param { mirror: true crop_size: 4 mean_value: 128 }
-            data_param { source: "train_lmdb" batch_size: 2 backend: LMDB } }
+            transform_param { mean_value: 128 mirror: true crop_size: 4 crop_padding: 1
+                cutout { size: 2 probability: 0.5 } }
+            data_param { source: "train_lmdb" batch_size: 2 backend: LMDB shuffle: true } }
 
     Attributes:
         position: how many records ``forward`` has given out so far.
@@ -177,7 +189,7 @@ class ImageData(PrefetchingLayer):
     number of images below it at the very start. Each batch takes its shape from its first image:
     images of different sizes need ``new_height`` and ``new_width``, a ``crop_size``, or
     ``batch_size: 1``. Of ``data_param`` only ``prefetch`` counts: how many batches are read,
-    decoded and transformed ahead, in threads.
+    decoded and transformed ahead, in threads. Training images can be augmented as in Data.
 
     Bottoms: none. Tops: the images, (batch, channels, height, width), with 3 channels in BGR
     order, or 1 without ``is_color``; the labels, (batch,).
@@ -185,7 +197,10 @@ class ImageData(PrefetchingLayer):
 
     Example:
         layer { name: "data" type: "ImageData" top: "data" top: "label" include { phase: TRAIN }
-            transform_param { mirror: true crop_size: 12 mean_value: 128 }
+            transform_param { mean_value: 104 mean_value: 117 mean_value: 124 mirror: true
+                crop_size: 12 random_resized_crop { min_area: 0.25 }
+                rotation { max_degrees: 10 probability: 0.5 }
+                color_jitter { brightness: 0.4 contrast: 0.4 saturation: 0.4 hue: 0.05 } }
             image_data_param { source: "images.txt" root_folder: "images/" batch_size: 2
                 new_height: 16 new_width: 16 shuffle: true } }
 
@@ -273,7 +288,7 @@ class WindowData(PrefetchingLayer):
     this many pixels of the crop on each side show surroundings; what lies outside the image is 0.
     The mean, ``mirror`` and ``crop_size`` come from ``transform_param``, ``scale`` from
     ``window_data_param``. Of ``data_param`` only ``prefetch`` counts: how many batches are made
-    ahead, in threads.
+    ahead, in threads. Of the augmentations of Data there are ``color_jitter`` and ``cutout``.
 
     Bottoms: none. Tops: the windows, (batch, 3, crop_size, crop_size), in BGR order; the labels,
     (batch,).
@@ -299,6 +314,12 @@ class WindowData(PrefetchingLayer):
             raise self.error("window_data_param needs a batch_size of at least 1")
         if not options.source:
             raise self.error("window_data_param needs a source: a list of images and windows")
+        for name in augmentations(self.param.transform_param):
+            if name not in ("color_jitter", "cutout"):
+                raise self.error(
+                    f"draws its windows by itself and takes no {name}; of the augmentations it "
+                    f"knows color_jitter and cutout"
+                )
         seed = int(self.rng.integers(2**63))
         try:
             transformer = Transformer(self.param.transform_param, self.phase)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocaffe.blob import Blob
+from protocaffe.data.augment import augmentations
 from protocaffe.layers.base import Layer, register
 from protocaffe.log import log
 
@@ -17,7 +18,8 @@ class MemoryData(Layer):
     """Batches from arrays that the program gives with ``reset``, again and again.
 
     The net can run forward once they are there. ``batch_size``, ``channels``, ``height`` and
-    ``width`` are needed; the arrays go in as they are, ``transform_param`` has no effect.
+    ``width`` are needed; the arrays go in as they are: ``transform_param`` has no effect, and
+    augmentations in it are refused.
 
     Bottoms: none. Tops: the data, (batch, channels, height, width); the labels, (batch,) until
     the first forward, then (batch, 1, 1, 1).
@@ -45,6 +47,8 @@ class MemoryData(Layer):
                 f"memory_data_param needs batch_size, channels, height and width of at least 1, "
                 f"got {(self.batch_size, *self.image_shape)}"
             )
+        if names := augmentations(self.param.transform_param):
+            raise self.error(f"does not transform arrays, so it takes no {names[0]}")
         if self.param.HasField("transform_param"):
             log.warning("MemoryData does not transform arrays; transform_param has no effect")
         self.position = 0

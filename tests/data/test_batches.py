@@ -46,10 +46,21 @@ def test_a_batch_larger_than_the_database(seven):
     assert batch.wraps == 2
 
 
-def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM):
+AUGMENTED = TransformationParameter(
+    crop_size=3,
+    mirror=True,
+    random_resized_crop={},
+    rotation={"max_degrees": 20, "probability": 0.5},
+    color_jitter={"brightness": 0.4, "hue": 0.1},
+    cutout={"size": 1},
+)
+PADDED = TransformationParameter(crop_size=4, crop_padding=2, mirror=True, mean_value=[100])
+
+
+def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM, shuffle=None):
     """The data and labels of some batches, in one array each."""
     filler = DatumFiller(database.path, Transformer(param, TRAIN), seed=5)
-    raw = read_batches(database_rounds(database, position), batch_size, position)
+    raw = read_batches(database_rounds(database, position, shuffle), batch_size, position)
     prefetcher = Prefetcher(raw, filler, [Batch(), Batch(), Batch()], threads)
     data, labels = [], []
     for _ in range(count):
@@ -60,22 +71,34 @@ def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM):
     return np.concatenate(data), np.concatenate(labels)
 
 
-def test_threads_change_nothing(seven):
-    data, labels = run(seven, 4, 25, threads=1)
-    again, labels_again = run(seven, 4, 25, threads=4)
+@pytest.mark.parametrize("shuffle", [None, 3])
+@pytest.mark.parametrize("param", [RANDOM, AUGMENTED, PADDED])
+def test_threads_change_nothing(seven, param, shuffle):
+    data, labels = run(seven, 4, 25, threads=1, param=param, shuffle=shuffle)
+    again, labels_again = run(seven, 4, 25, threads=4, param=param, shuffle=shuffle)
     np.testing.assert_array_equal(data, again)
     np.testing.assert_array_equal(labels, labels_again)
 
 
-def test_a_later_start_goes_on_as_if_there_had_been_no_break(seven):
-    data, labels = run(seven, 4, 25)
-    rest, rest_labels = run(seven, 4, 15, position=40)
+@pytest.mark.parametrize("shuffle", [None, 3])
+@pytest.mark.parametrize("param", [RANDOM, AUGMENTED])
+def test_a_later_start_goes_on_as_if_there_had_been_no_break(seven, param, shuffle):
+    data, labels = run(seven, 4, 25, param=param, shuffle=shuffle)
+    rest, rest_labels = run(seven, 4, 15, position=40, param=param, shuffle=shuffle)
     np.testing.assert_array_equal(data[40:], rest)
     np.testing.assert_array_equal(labels[40:], rest_labels)
 
 
 def test_batch_size_does_not_change_the_choices(seven):
     np.testing.assert_array_equal(run(seven, 4, 15)[0], run(seven, 6, 10)[0])
+
+
+def test_shuffling_gives_every_record_once_a_round_in_ever_new_orders(seven):
+    rounds = run(seven, 7, 30, shuffle=3)[1].reshape(30, 7)
+    np.testing.assert_array_equal(np.sort(rounds), np.tile(np.arange(7), (30, 1)))
+    assert len(np.unique(rounds, axis=0)) > 25
+    assert (rounds != run(seven, 7, 30, shuffle=4)[1].reshape(30, 7)).any()
+    np.testing.assert_array_equal(rounds.ravel(), run(seven, 6, 35, shuffle=3)[1])
 
 
 def test_records_differ_from_pass_to_pass(seven):
@@ -122,6 +145,9 @@ def test_images_of_different_sizes_in_a_batch(tmp_path):
 
 def test_a_bad_record_is_named(tmp_path):
     good = raw_datum(np.zeros((1, 2, 2), np.uint8))
+    short = Datum(channels=1, height=2, width=2, data=b"123", label=0).SerializeToString()
+    with pytest.raises(DataError, match="record '001' of 'some_lmdb': a datum of 1 channel"):
+        fill_first(tmp_path / "d", [good, short])
     bad = Datum(data=b"no image", encoded=True).SerializeToString()
     with pytest.raises(DataError, match="record '001' of 'some_lmdb': its 8 bytes"):
         fill_first(tmp_path / "a", [good, bad])

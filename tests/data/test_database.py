@@ -54,6 +54,14 @@ def test_records_from_a_place_on(three, start, values):
     assert [value for _, value in three.records(start)] == values
 
 
+def test_records_by_their_keys(three):
+    assert three.keys() == [b"000", b"001", b"002"]
+    records = three.read([b"002", b"000", b"002", b"003"])
+    assert [next(records) for _ in range(3)] == [(b"002", b"c"), (b"000", b"a"), (b"002", b"c")]
+    with pytest.raises(DataError, match="has lost its record '003' while it was in use"):
+        next(records)
+
+
 def test_a_database_may_be_open_twice(three):
     with open_database(three.path, three.backend) as again:
         first, second = three.records(), again.records()

@@ -1,8 +1,19 @@
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from protocaffe.data.datum import datum_array, decode_image, parse_datum, planar, read_record
+from protocaffe.data.datum import (
+    datum_array,
+    decode_image,
+    interleaved,
+    is_planar_view,
+    parse_datum,
+    planar,
+    read_alike,
+    read_record,
+)
 from protocaffe.errors import DataError
 from protocaffe.proto.caffe_pb2 import Datum
 from tests.data.samples import png, random_images
@@ -77,3 +88,71 @@ def test_images_cut_short_are_no_crash():
     assert decode_image(content[:30], None) is None
     jpg = cv2.imencode(".jpg", random_images((30, 30, 3), 1)[0])[1].tobytes()
     assert decode_image(jpg[:20], True) is None
+
+
+FIELDS = {
+    "channels": st.sampled_from([1, 1, 1, 2]),
+    "height": st.just(2),
+    "width": st.sampled_from([1, 1, 1, 3]),
+    "data": st.binary(min_size=2, max_size=2),
+    "label": st.sampled_from([0, 5, 127, 128, -1]),
+    "encoded": st.sampled_from([False, False, True]),
+    "float_data": st.sampled_from([[], [], [1.5]]),
+}
+
+
+@given(
+    plain=st.lists(
+        st.builds(
+            Datum,
+            channels=st.just(1),
+            height=st.just(2),
+            width=st.just(1),
+            data=st.binary(min_size=2, max_size=2),
+            label=st.integers(0, 127),
+            encoded=st.just(False),
+        ),
+        max_size=3,
+    ),
+    others=st.lists(
+        st.fixed_dictionaries({}, optional=FIELDS).map(lambda f: Datum(**f)), max_size=2
+    ),
+)
+def test_datums_read_together_are_those_read_one_by_one(plain, others):
+    datums = plain + others or [Datum()]
+    found = read_alike([datum.SerializeToString() for datum in datums])
+    if found is None:
+        assert others or not plain
+        return
+    images, labels = found
+    assert labels.tolist() == [datum.label for datum in datums]
+    for image, datum in zip(images, datums, strict=True):
+        np.testing.assert_array_equal(image, datum_array(datum))
+
+
+@pytest.mark.parametrize("encoded", [{}, {"encoded": False}])
+def test_plain_datums_are_read_together(encoded):
+    images = random_images((3, 4, 5), 6)
+    shape = {"channels": 3, "height": 4, "width": 5}
+    datums = [
+        Datum(**shape, data=image.tobytes(), label=label, **encoded)
+        for label, image in enumerate(images)
+    ]
+    found, labels = read_alike([datum.SerializeToString() for datum in datums])
+    np.testing.assert_array_equal(found, images)
+    assert labels.tolist() == list(range(6))
+
+
+def test_no_datum_is_not_read_together():
+    assert read_alike([b"\xff\xff"]) is None
+
+
+def test_pixels_in_the_other_order():
+    image = random_images((4, 5, 3), 1)[0]
+    view = planar(image)
+    assert is_planar_view(view)
+    assert np.shares_memory(interleaved(view[:, 1:3, 2:]), image)
+    raw = np.ascontiguousarray(view)
+    assert not is_planar_view(raw)
+    np.testing.assert_array_equal(interleaved(raw), image)
+    assert not is_planar_view(np.zeros((700, 1, 1)))

@@ -143,6 +143,29 @@ def test_seek_goes_on_as_if_there_had_been_no_break(position):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("backend", [DataParameter.LMDB, DataParameter.LEVELDB])
+def test_a_saved_state_resumes_a_shuffled_layer_to_the_last_bit(tmp_path, backend):
+    name = "lmdb" if backend == DataParameter.LMDB else "leveldb"
+    values = [raw_datum(image, label) for label, image in enumerate(random_images((3, 9, 9), 10))]
+    source = write_database(tmp_path / "db", values, name)
+    options = {"backend": backend, "shuffle": True, "transform": {"crop_size": 7, "mirror": True}}
+    layer, tops = data_layer(source, TRAIN, **options)
+    batches(layer, tops, 7)
+    state = json.loads(json.dumps(layer.get_state()))
+    expected = batches(layer, tops, 8)
+    layer.close()
+    other, tops = data_layer(source, TRAIN, seed=5, **options)
+    batches(other, tops, 1)
+    other.set_state(state)
+    for before, after in zip(expected, batches(other, tops, 8), strict=True):
+        for one, again in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one, again)
+    labels = np.concatenate([batch[1] for batch in expected])[2:32]  # rounds 3 to 5
+    other.close()
+    np.testing.assert_array_equal(np.sort(labels.reshape(3, 10)), np.tile(np.arange(10), (3, 1)))
+    assert (labels[:10] != labels[10:20]).any()
+
+
 def test_two_layers_may_read_one_database():
     first, tops = data_layer(COLOR)
     second, other_tops = data_layer(COLOR)
@@ -195,6 +218,7 @@ SMALL, LARGE = (raw_datum(np.zeros((1, 2, width), np.uint8)) for width in (2, 3)
         ([LARGE], {"transform": {"mean_value": [1, 2]}}, "2 mean_values"),
         ([LARGE], {"transform": {"mean_file": "no"}}, "mean_file 'no' does not exist"),
         ([LARGE], {"batch_size": 0}, "batch_size of at least 1"),
+        ([LARGE], {"transform": {"cutout": {}}}, "cutout needs a size"),
         ([LARGE], {"backend": DataParameter.LEVELDB}, "backend: LMDB"),
     ],
 )

@@ -86,6 +86,11 @@ def test_transform_param_without_effect_is_said(caplog):
     assert "transform_param has no effect" in caplog.text
 
 
+def test_augmentations_are_refused():
+    with pytest.raises(LayerError, match=r"'feed' \(MemoryData\): does not .* takes no cutout"):
+        memory_net(more="transform_param { cutout { size: 1 } }")
+
+
 def test_forward_without_data_says_how_to_give_it():
     with pytest.raises(LayerError, match=r"'feed' \(MemoryData\): has no data yet; .*reset"):
         memory_net().forward()

@@ -4,7 +4,7 @@ import pytest
 
 from protocaffe.errors import LayerError
 from protocaffe.proto.binary import array_to_blob
-from protocaffe.proto.caffe_pb2 import TEST, BlobProto, LayerParameter
+from protocaffe.proto.caffe_pb2 import TEST, TRAIN, BlobProto, LayerParameter
 from tests.layers.test_data import batches, build
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -25,7 +25,7 @@ def write(folder, lines):
     (folder / "windows.txt").write_text("\n".join(lines) + "\n")
 
 
-def window_layer(*, seed=0, transform=(), prefetch=4, **options):
+def window_layer(*, phase=TEST, seed=0, transform=(), prefetch=4, **options):
     options = {"source": "windows.txt", "batch_size": 4, "fg_fraction": 0.5, **options}
     param = LayerParameter(
         name="feed",
@@ -35,7 +35,7 @@ def window_layer(*, seed=0, transform=(), prefetch=4, **options):
         transform_param={"crop_size": 10, **dict(transform)},
         data_param={"prefetch": prefetch},
     )
-    return build(param, TEST, seed=seed)
+    return build(param, phase, seed=seed)
 
 
 def first(**options):
@@ -125,6 +125,17 @@ def test_cached_images_are_read_once(folder):
     layer.close()
 
 
+def test_windows_in_other_colours_and_with_blanks():
+    transform = {"color_jitter": {"brightness": 0.9}, "cutout": {"size": 3}}
+    plain = first(transform=transform)[0]  # in TEST nothing of this happens
+    data = first(phase=TRAIN, transform=transform)[0]
+    blank = (data == 0).all(axis=3)
+    assert 0 < blank[3].sum() < 30
+    ratios = data[3][~blank[3]].sum() / plain[3][~blank[3]].sum()
+    assert abs(ratios - 1) > 0.01
+    np.testing.assert_array_equal(plain[3], FOREGROUND)
+
+
 @pytest.mark.parametrize("position", [0, 4, 20])
 def test_seek_goes_on_as_if_there_had_been_no_break(folder, position):
     windows = [f"{i + 1} {i % 2} {i} 5 {i + 9} 14" for i in range(20)]
@@ -155,6 +166,7 @@ def test_seek_goes_on_as_if_there_had_been_no_break(folder, position):
         ({"fg_threshold": 0.95, "bg_threshold": 0.1}, r"'windows\.txt' has no foreground windows"),
         ({"bg_threshold": 0.05}, r"'windows\.txt' has no background windows, but .* needs 2"),
         ({"transform": {"mean_value": [1, 2]}}, "2 mean values are given"),
+        ({"transform": {"rotation": {"max_degrees": 9}}}, "takes no rotation; .*knows color_jit"),
     ],
 )
 def test_mistakes_name_the_layer(options, message):
