@@ -115,7 +115,18 @@ def _stored_net(path: Path) -> NetParameter:
             f"{path}: holds weights, but not how the layers are joined; give the net's prototxt "
             f"as --model and this file as --weights"
         )
+    _thaw(net)
     return net
+
+
+def _thaw(net: NetParameter) -> None:
+    """Let all layers learn: a file tells which ones the last run of several let learn."""
+    for layer in net.layer:
+        del layer.propagate_down[:]
+        if layer.type != "BatchNorm":
+            for spec in layer.param:
+                if not spec.lr_mult:
+                    spec.ClearField("lr_mult")
 
 
 def _input_shape(net: NetParameter) -> tuple[int, int, int]:

@@ -209,6 +209,17 @@ class TestRefusals:
 
 
 class TestWeightsAlone:
+    def test_layers_that_stood_still_in_the_last_run_learn(self, model):
+        text = (model / "deploy.prototxt").read_text()
+        still = text.replace("lr_mult: 2", "lr_mult: 0")
+        assert still != text
+        net = parse_text(still, caffe_pb2.NetParameter())
+        net.layer[1].propagate_down.append(False)
+        Net(net, engine="numpy").save(model / "still.caffemodel")
+        trunk = read_origin(str(model / "still.caffemodel")).trunk
+        assert [spec.lr_mult for spec in trunk.layers[0].param] == [1, 1]
+        assert not trunk.layers[0].propagate_down
+
     def test_layers_come_out_of_the_file(self, model):
         origin = read_origin(str(model / "tiny.caffemodel"))
         assert origin.weights == model / "tiny.caffemodel"
