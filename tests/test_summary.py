@@ -42,13 +42,13 @@ def test_published_nets(name, parameters, millions):
 
 
 def test_shapes_are_those_of_the_net():
-    net = Net(nets.lenet(batch=3))
-    for layer in summarize(nets.lenet(batch=3)).layers:
+    net = Net(nets.NETS["lenet"](batch=3))
+    for layer in summarize(nets.NETS["lenet"](batch=3)).layers:
         assert layer.shapes == [net.blobs[top].shape for top in layer.tops]
 
 
 def test_nothing_is_allocated_to_count():
-    net = nets.vgg16(batch=64)
+    net = nets.NETS["vgg16"](batch=64)
     tracemalloc.start()
     summary = summarize(net)
     _, peak = tracemalloc.get_traced_memory()
@@ -107,7 +107,9 @@ def test_receptive_field_of_a_layer(layers, field):
 
 
 def test_receptive_fields_of_a_published_net():
-    fields = {layer.name: layer.receptive_field for layer in summarize(nets.caffenet()).layers}
+    fields = {
+        layer.name: layer.receptive_field for layer in summarize(nets.NETS["caffenet"]()).layers
+    }
     # As listed for AlexNet by Araujo et al., "Computing Receptive Fields of Convolutional
     # Neural Networks", Distill 2019: 11, 19, 51, 67, 99, 131, 163, 195.
     names = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
@@ -190,7 +192,7 @@ def test_a_file_for_hdf5_output_is_not_made(tmp_path):
 
 
 def test_as_dict_is_json():
-    summary = summarize(nets.lenet(batch=8))
+    summary = summarize(nets.NETS["lenet"](batch=8))
     loaded = json.loads(json.dumps(summary.as_dict()))
     assert loaded["totals"]["parameters"] == 431_080
     assert loaded["totals"]["batch"] == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from protocaffe.blob import Array
+from protocaffe.export.fold import normalizes, own_scale
 from protocaffe.export.graph import OnnxGraph, Step, converts
 from protocaffe.export.image import FLOAT
 from protocaffe.layers.activation import (
@@ -17,14 +18,16 @@ from protocaffe.layers.activation import (
     Power,
     PReLU,
     ReLU,
+    ReLU6,
     Sigmoid,
     Swish,
     TanH,
     Threshold,
 )
+from protocaffe.layers.bn import BN, SegNetBN, SyncBN
 from protocaffe.layers.eltwise import Eltwise
-from protocaffe.layers.normalization import MVN, BatchNorm
-from protocaffe.layers.scale import Bias, Scale
+from protocaffe.layers.normalization import MVN, BatchNorm, Normalize, ScaledBatchNorm
+from protocaffe.layers.scale import Axpy, Bias, Scale
 from protocaffe.layers.softmax import Softmax
 from protocaffe.proto.caffe_pb2 import EltwiseParameter
 
@@ -66,6 +69,12 @@ def clip(graph: OnnxGraph, step: Step) -> list[str]:
     if step.layer.min <= step.layer.max:
         return [graph.op("Clip", step.x[0], low, high)]
     return [graph.op("Max", graph.op("Min", step.x[0], high), low)]
+
+
+@converts(ReLU6)
+def relu6(graph: OnnxGraph, step: Step) -> list[str]:
+    """Clip."""
+    return [graph.op("Clip", step.x[0], graph.constant(0, "min"), graph.constant(6, "max"))]
 
 
 @converts(Swish)
@@ -167,19 +176,48 @@ def _spread_bottom(graph: OnnxGraph, step: Step) -> str:
     return graph.op("Unsqueeze", step.x[1], axes)
 
 
-@converts(BatchNorm)
+@converts(BatchNorm, ScaledBatchNorm, BN, SyncBN, SegNetBN)
 def batch_norm(graph: OnnxGraph, step: Step) -> list[str]:
     """BatchNormalization with the running statistics, or the batch's own spelt out."""
-    layer, x = step.layer, step.x[0]
+    layer, y = step.layer, step.x[0]
     if layer.use_global_stats:
         mean, variance = layer.running_statistics()
-        ones = graph.constant([1.0] * layer.channels, "ones")
-        zeros = graph.constant([0.0] * layer.channels, "zeros")
-        statistics = graph.constant(mean, "mean"), graph.constant(variance, "variance")
-        return [graph.op("BatchNormalization", x, ones, zeros, *statistics, epsilon=layer.eps)]
-    axes = [0, *range(2, step.bottoms[0].num_axes)]
-    centred, variance = _centred(graph, x, axes)
-    return [graph.op("Div", centred, graph.op("Sqrt", graph.shifted(variance, layer.eps)))]
+        scale, bias = own_scale(layer)
+        operands = {"scale": scale, "bias": bias, "mean": mean, "variance": variance}
+        names = [graph.constant(each, hint) for hint, each in operands.items()]
+        return [graph.op("BatchNormalization", y, *names, epsilon=layer.eps)]
+    rank = step.bottoms[0].num_axes
+    if normalizes(layer):
+        centred, variances = _centred(graph, y, [0, *range(2, rank)])
+        y = graph.op("Div", centred, graph.op("Sqrt", graph.shifted(variances, layer.eps)))
+    if isinstance(layer, ScaledBatchNorm):
+        per_channel = (each.reshape(-1, *(1,) * (rank - 2)) for each in own_scale(layer))
+        scale_name, bias_name = (graph.constant(each, "operand") for each in per_channel)
+        y = graph.op("Add", graph.op("Mul", y, scale_name), bias_name)
+    return [y]
+
+
+@converts(Normalize)
+def normalize(graph: OnnxGraph, step: Step) -> list[str]:
+    """x over the root of the sum of squares, times the scale."""
+    layer, x, rank = step.layer, step.x[0], step.bottoms[0].num_axes
+    axes = list(range(1, rank if len(layer.axes) > 1 else 2))
+    squares = graph.op("ReduceSumSquare", x, axes=axes, keepdims=1)
+    norm = graph.op("Sqrt", graph.shifted(squares, layer.eps))
+    scale = graph.constant(step.parameters[0].reshape(-1, *(1,) * (rank - 2)), "scale")
+    return [graph.op("Div", graph.op("Mul", x, scale), norm)]
+
+
+@converts(Axpy)
+def axpy(graph: OnnxGraph, step: Step) -> list[str]:
+    """Mul by the gate, one number per channel, and Add."""
+    rank, axes = step.bottoms[0].num_axes, step.bottoms[1].num_axes
+    gate = step.x[0]
+    if rank < axes:
+        gate = graph.op("Unsqueeze", gate, graph.integers(range(rank, axes), "axes"))
+    elif rank > axes:
+        gate = graph.op("Squeeze", gate, graph.integers(range(axes, rank), "axes"))
+    return [graph.op("Add", graph.op("Mul", step.x[1], gate), step.x[2])]
 
 
 @converts(MVN)

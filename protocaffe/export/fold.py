@@ -7,9 +7,10 @@ import numpy.typing as npt
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers import Layer
+from protocaffe.layers.bn import SegNetBN
 from protocaffe.layers.convolution import ConvolutionBase, Deconvolution
 from protocaffe.layers.inner_product import InnerProduct
-from protocaffe.layers.normalization import BatchNorm
+from protocaffe.layers.normalization import BatchNorm, ScaledBatchNorm
 from protocaffe.layers.scale import Bias, Scale
 from protocaffe.net import Net
 
@@ -61,17 +62,38 @@ def _reader(net: Net, index: int) -> int | None:
 
 def _affine(layer: Layer, channels: int) -> tuple[Vector, Vector] | None:
     """Return scale and shift per channel, or None if that is not what the layer does."""
+    if isinstance(layer, BatchNorm):
+        return _normalization(layer)
     blobs = [values(blob).astype(np.float64) for blob in layer.blobs]
-    if isinstance(layer, BatchNorm) and layer.use_global_stats:
-        mean, variance = layer.running_statistics()
-        scale = 1 / np.sqrt(variance.astype(np.float64) + layer.eps)
-        return scale, -mean * scale
     per_channel = isinstance(layer, (Scale, Bias)) and layer.axis == 1
     if not per_channel or len(layer.param.bottom) > 1 or blobs[0].shape != (channels,):
         return None
     if isinstance(layer, Bias):
         return np.ones(channels), blobs[0]
     return blobs[0], blobs[1] if len(blobs) > 1 else np.zeros(channels)
+
+
+def _normalization(layer: BatchNorm) -> tuple[Vector, Vector] | None:
+    own, shift = (each.astype(np.float64) for each in own_scale(layer))
+    if not normalizes(layer):
+        return own, shift
+    if not layer.use_global_stats:
+        return None
+    mean, variance = layer.running_statistics()
+    scale = own / np.sqrt(variance.astype(np.float64) + layer.eps)
+    return scale, shift - mean * scale
+
+
+def normalizes(layer: BatchNorm) -> bool:
+    """Tell whether there are statistics; SegNet's layers may have worked them into the scale."""
+    return not isinstance(layer, SegNetBN) or layer.normalizes
+
+
+def own_scale(layer: BatchNorm) -> tuple[Array, Array]:
+    """Return the scale and bias (C) of kinds that have them, else ones and zeros."""
+    if isinstance(layer, ScaledBatchNorm):
+        return values(layer.scale).ravel(), values(layer.bias).ravel()
+    return np.ones(layer.channels, np.float32), np.zeros(layer.channels, np.float32)
 
 
 def _scaled(layer: Layer, parameters: list[Array], scale: Vector, shift: Vector) -> list[Array]:

@@ -48,7 +48,10 @@ _converters: dict[type[Layer], Converter] = {}
 
 
 def converts(*layer_classes: type[Layer]) -> Callable[[AnyConverter], AnyConverter]:
-    """Function decorator: this is how layers of these classes, and their children, are exported."""
+    """Function decorator: this is how layers of exactly these classes are exported.
+
+    Children may compute something else.
+    """
 
     def decorate(converter: AnyConverter) -> AnyConverter:
         _converters.update(dict.fromkeys(layer_classes, converter))
@@ -59,8 +62,7 @@ def converts(*layer_classes: type[Layer]) -> Callable[[AnyConverter], AnyConvert
 
 def converter_of(layer: Layer) -> Converter | None:
     """Return how a layer is exported, or None if it cannot be."""
-    found = (_converters.get(each) for each in type(layer).__mro__)
-    return next((converter for converter in found if converter), None)
+    return _converters.get(type(layer))
 
 
 @dataclass

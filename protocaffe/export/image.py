@@ -9,13 +9,22 @@ import numpy as np
 
 from protocaffe.blob import Array
 from protocaffe.export.graph import OnnxGraph, Step, converts
-from protocaffe.layers.convolution import Convolution, ConvolutionGeometry, Deconvolution, Im2col
+from protocaffe.layers.convolution import (
+    Convolution,
+    ConvolutionDepthwise,
+    ConvolutionGeometry,
+    Deconvolution,
+    DepthwiseConvolution,
+    Im2col,
+)
+from protocaffe.layers.detection import PriorBox
 from protocaffe.layers.normalization import LRN
 from protocaffe.layers.pooling import SPP, Pooling, PoolingGeometry
+from protocaffe.layers.resize import Interp, Upsample
 from protocaffe.proto.caffe_pb2 import LRNParameter, PoolingParameter
 
 
-@converts(Convolution, Deconvolution)
+@converts(Convolution, Deconvolution, ConvolutionDepthwise, DepthwiseConvolution)
 def convolution(graph: OnnxGraph, step: Step) -> list[str]:
     """Conv or ConvTranspose; ONNX has the same output extents, groups and weight layouts."""
     geometry = step.layer.geometry
@@ -181,3 +190,30 @@ def local_response(graph: OnnxGraph, step: Step) -> list[str]:
     )
     scale = graph.shifted(graph.scaled(mean, layer.alpha), layer.k)
     return [graph.op("Mul", x, graph.op("Pow", scale, graph.constant(-layer.beta)))]
+
+
+@converts(Interp)
+def interpolation(graph: OnnxGraph, step: Step) -> list[str]:
+    """Two products with the matrices that resize columns and rows; Resize rounds otherwise."""
+    layer, x = step.layer, step.x[0]
+    rows, columns = layer.crop[2:]
+    if (rows.stop - rows.start, columns.stop - columns.start) != step.bottoms[0].shape[2:]:
+        limits = ([rows.start, columns.start], [rows.stop, columns.stop], [2, 3])
+        x = graph.op("Slice", x, *(graph.integers(each, "part") for each in limits))
+    tall = graph.op("MatMul", graph.constant(layer.rows, "rows"), x)
+    return [graph.op("MatMul", tall, graph.constant(layer.columns.T, "columns"))]
+
+
+@converts(Upsample)
+def upsample(graph: OnnxGraph, step: Step) -> list[str]:
+    """Resize to the nearest pixel."""
+    scales = graph.constant([1, 1, step.layer.scale, step.layer.scale], "scales")
+    nearest = {"mode": "nearest", "nearest_mode": "floor"}
+    attributes = {**nearest, "coordinate_transformation_mode": "asymmetric"}
+    return [graph.op("Resize", step.x[0], "", scales, **attributes)]
+
+
+@converts(PriorBox)
+def prior_box(graph: OnnxGraph, step: Step) -> list[str]:
+    """A constant: the boxes follow from shapes."""
+    return [graph.constant(step.layer.values, "boxes")]

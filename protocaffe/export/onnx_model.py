@@ -42,6 +42,7 @@ REASONS = {
     "Accuracy": LABELS,
     "ContrastiveLoss": LABELS,
     "Data": DATA,
+    "DetectionOutput": "ONNX suppresses overlapping boxes in another way; export up to its bottoms",
     "DummyData": DATA,
     "EuclideanLoss": LABELS,
     "Filter": "how many samples it lets pass depends on their values",

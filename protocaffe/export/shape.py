@@ -9,6 +9,7 @@ from protocaffe.layers.dropout import Dropout
 from protocaffe.layers.embed import Embed
 from protocaffe.layers.inner_product import InnerProduct
 from protocaffe.layers.input import Parameter
+from protocaffe.layers.permutation import Permute, Reorg, ShuffleChannel
 from protocaffe.layers.reduction import Reduction
 from protocaffe.layers.selection import BatchReindex
 from protocaffe.layers.shape import Concat, Crop, Flatten, Reshape, Silence, Slice, Split, Tile
@@ -159,3 +160,16 @@ def _best(graph: OnnxGraph, x: str, axis: int, extent: int, top_k: int) -> tuple
     best, places = graph.ops("TopK", reverse, graph.integers([top_k], "k"), outputs=2, axis=axis)
     from_end = graph.op("Cast", places, to=FLOAT)
     return best, graph.op("Sub", graph.constant(extent - 1, "last"), from_end)
+
+
+@converts(Permute, ShuffleChannel, Reorg)
+def rearrange(graph: OnnxGraph, step: Step) -> list[str]:
+    """Reshape, Transpose and Reshape."""
+    order = step.layer.order(step.bottoms[0].shape)
+    view = list(order.view)
+    if step.bottoms[0] in graph.dynamic:
+        view[0] = -1
+    x = step.x[0] if order.view == step.bottoms[0].shape else graph.reshape(step.x[0], view)
+    y = graph.op("Transpose", x, perm=list(order.axes))
+    moved = tuple(order.view[axis] for axis in order.axes)
+    return [y if moved == order.result else graph.reshape(y, graph.shape(step.tops[0]))]

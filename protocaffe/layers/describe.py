@@ -16,7 +16,7 @@ from typing import cast
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 
-from protocaffe.layers.base import Layer, layer_class
+from protocaffe.layers.base import layer_class
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import format_text, parse_text
 

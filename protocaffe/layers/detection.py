@@ -33,6 +33,9 @@ class PriorBox(Layer):
         layer { name: "priors" type: "PriorBox" bottom: "conv4_3" bottom: "data" top: "priors"
             prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 step: 8
                 variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 } }
+
+    Attributes:
+        values: the boxes and variances, known after ``reshape``.
     """
 
     bottoms = (2, 2)
@@ -94,8 +97,8 @@ class PriorBox(Layer):
             boxes = np.clip(boxes, 0, 1)
         variances = np.array(param.variance or [np.float32(0.1)])
         values = np.stack([boxes.reshape(-1, 4), np.broadcast_to(variances, (boxes.size // 4, 4))])
-        self._values: Array = self.xp.asarray(values.reshape(1, 2, -1).astype(self.dtype))
-        top[0].reshape(self._values.shape)
+        self.values: Array = self.xp.asarray(values.reshape(1, 2, -1).astype(self.dtype))
+        top[0].reshape(self.values.shape)
 
     def _sizes(self) -> list[Pair]:
         """Return widths and heights of the boxes around one pixel."""
@@ -123,7 +126,7 @@ class PriorBox(Layer):
         return ratios[1:]
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        top[0].data[...] = self._values
+        top[0].data[...] = self.values
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         for blob, wanted in zip(bottom, propagate_down, strict=True):

@@ -45,6 +45,10 @@ class Interp(ImageLayer):
     Example:
         layer { name: "pool_interp" type: "Interp" bottom: "pool" top: "pool_interp"
             interp_param { height: 60 width: 60 } }
+
+    Attributes:
+        crop: the index of what is resized, known after ``reshape``.
+        rows, columns: the matrices (H', H) and (W', W) that resize it.
     """
 
     def extents(self, height: int, width: int) -> Pair:
@@ -55,12 +59,12 @@ class Interp(ImageLayer):
                 f"got {param.pad_beg} and {param.pad_end}"
             )
         rows, columns = (slice(-param.pad_beg, n + param.pad_end) for n in (height, width))
-        self._crop = (slice(None), slice(None), rows, columns)
+        self.crop = (slice(None), slice(None), rows, columns)
         cropped = [n + param.pad_beg + param.pad_end for n in (height, width)]
         if min(cropped) < 1:
             raise self.error(f"pad_beg and pad_end leave nothing of {height} x {width} pixels")
         output = self._output(param, cropped[0], cropped[1])
-        self._rows, self._columns = (
+        self.rows, self.columns = (
             self.xp.asarray(_weights(source, target, self.dtype))
             for source, target in zip(cropped, output, strict=True)
         )
@@ -83,13 +87,13 @@ class Interp(ImageLayer):
         return ((height - 1) // shrink * zoom + 1, (width - 1) // shrink * zoom + 1)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x = bottom[0].data[self._crop]
-        self.xp.matmul(self._rows @ x, self._columns.T, out=top[0].data)
+        x = bottom[0].data[self.crop]
+        self.xp.matmul(self.rows @ x, self.columns.T, out=top[0].data)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             bottom[0].diff[...] = 0
-            bottom[0].diff[self._crop] = (self._rows.T @ top[0].diff) @ self._columns
+            bottom[0].diff[self.crop] = (self.rows.T @ top[0].diff) @ self.columns
 
 
 def _weights(source: int, target: int, dtype: np.dtype[np.floating]) -> Array:

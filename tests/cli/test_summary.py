@@ -9,7 +9,7 @@ from protocaffe.proto.text import format_text
 @pytest.fixture
 def lenet(tmp_path):
     path = tmp_path / "lenet.prototxt"
-    path.write_text(format_text(nets.lenet(batch=64)))
+    path.write_text(format_text(nets.NETS["lenet"](batch=64)))
     return path
 
 

@@ -13,9 +13,12 @@ from benchmarks import nets
 from protocaffe.errors import LayerError, NetError, ProtocaffeError, UsageError
 from protocaffe.export import compare, export_onnx
 from protocaffe.export.onnx_model import OPSET, REASONS
+from protocaffe.layers import register
+from protocaffe.layers.activation import ReLU
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
+from protocaffe.zoo.catalogue import models_folder
 
 TOLERANCE = 1e-4
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -48,6 +51,8 @@ def randomize(net):
         if layer.type == "BatchNorm":
             layer.blobs[1].data[...] = rng.uniform(0.5, 3, layer.blobs[1].shape)
             layer.blobs[2].data[...] = 2
+        if layer.type in ("BN", "SyncBN") and len(layer.blobs) == 4:
+            layer.variance.data[...] = rng.uniform(0.5, 3, layer.variance.shape)
 
 
 # -- recorded cases --------------------------------------------------------------------------
@@ -87,28 +92,38 @@ def test_recorded_cases(folder, monkeypatch):
 # -- whole nets ------------------------------------------------------------------------------
 
 
-def deploy(net, batch):
-    """Return a benchmark net with an Input layer and a Softmax instead of data and loss."""
-    image = net.layer[0].dummy_data_param.shape[0].dim[1:]
-    result = parse_text(input_layer("data", [batch, *image]), caffe_pb2.NetParameter())
-    result.layer.extend(net.layer[1:-1])
-    result.layer.add(name="prob", type="Softmax", bottom=[net.layer[-1].bottom[0]], top=["prob"])
-    return result
-
-
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("name", ["cifar10_quick", "squeezenet", "mobilenet", "googlenet"])
-def test_published_nets(name, fold):
-    net = Net(deploy(nets.NETS[name](), 1), engine="numpy", seed=1)
-    for layer in net.layers:
+@pytest.mark.parametrize(
+    ("model", "normalized"),
+    [
+        ("lenet", 0),
+        ("cifar10_full", 0),
+        ("bvlc_googlenet", 0),
+        ("squeezenet_v1.0", 0),
+        ("squeezenet_v1.1", 0),
+        ("mobilenet_v1", 54),
+        ("mobilenet_v2", 106),
+        ("resnet50", 106),
+    ],
+)
+def test_published_nets(model, normalized, fold):
+    net = Net(models_folder() / model / "deploy.prototxt", engine="numpy", seed=1)
+    for index, layer in enumerate(net.layers):
         if layer.type == "BatchNorm":
             layer.blobs[1].data[...] = 1.5
             layer.blobs[2].data[...] = 1
-    exported = assert_same(net, fold=fold)
+        elif layer.type in ("Convolution", "InnerProduct"):  # deploy nets have no fillers
+            weights = layer.blobs[0]
+            deviation = (2 * weights.shape[0] / weights.count) ** 0.5
+            weights.data[...] = np.random.default_rng(index).normal(0, deviation, weights.shape)
+    exported = export_onnx(net, fold=fold)
     assert exported.batch is None
+    net.blobs["data"].reshape(1, *net.blobs["data"].shape[1:])
+    net.reshape()
+    assert max(compare(net, exported.model).values()) <= TOLERANCE
     kinds = [node.op_type for node in exported.model.graph.node]
-    assert len(exported.folded) == (54 if fold and name == "mobilenet" else 0)
-    assert ("BatchNormalization" in kinds) == (name == "mobilenet" and not fold)
+    assert len(exported.folded) == (normalized if fold else 0)
+    assert ("BatchNormalization" in kinds) == bool(normalized and not fold)
 
 
 # -- single layers with random settings ------------------------------------------------------
@@ -235,6 +250,58 @@ def test_functions(data, a, b, c):
         if b == c == 0:
             return  # a power of 0, which may be infinite
     check_layer(kind, text, values.shape, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("ReLU6", ""),
+        ("ConvolutionDepthwise", "convolution_param { kernel_size: 3 pad: 1 }"),
+        ("DepthwiseConvolution", "convolution_param { kernel_size: 2 stride: 2 }"),
+        ("BatchNorm", "batch_norm_param { scale_bias: true }"),
+        ("BN", "bn_param { }"),
+        ("BN", "bn_param { bn_mode: LEARN }"),
+        ("BN", "bn_param { bn_mode: INFERENCE }"),
+        ("SyncBN", "bn_param { frozen: true }"),
+        ("Normalize", "norm_param { across_spatial: false channel_shared: false }"),
+        ("Normalize", "norm_param { }"),
+        ("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }"),
+        ("Permute", "permute_param { order: 1 }"),
+        ("ShuffleChannel", "shuffle_channel_param { group: 2 }"),
+        ("Reorg", "reorg_param { stride: 2 }"),
+        ("Reorg", "reorg_param { stride: 2 reverse: true }"),
+        ("Interp", "interp_param { height: 9 width: 5 }"),
+        ("Interp", "interp_param { zoom_factor: 2 pad_beg: -1 pad_end: -2 }"),
+        ("Upsample", "upsample_param { scale: 3 }"),
+    ],
+)
+def test_layers_of_forks(kind, text):
+    exported = check_layer(kind, text, (2, 4, 6, 8))
+    assert exported is not None
+    assert exported.batch == (2 if "order: 1 }" in text and "order: 0" not in text else None)
+
+
+def test_gates_and_priors():
+    net = net_of(
+        input_layer("data", (2, 4, 6, 8))
+        + input_layer("gate", (2, 4))
+        + """
+        layer { name: "axpy" type: "Axpy" bottom: "gate" bottom: "data" bottom: "data" top: "y" }
+        layer { name: "prior" type: "PriorBox" bottom: "y" bottom: "data" top: "boxes"
+            prior_box_param { min_size: 3 } }
+        """
+    )
+    assert_same(net)
+
+
+def test_a_layer_of_a_users_own_is_refused():
+    @register("OnnxTestDouble")
+    class Double(ReLU):
+        pass
+
+    net = net_of(input_layer("data", (1, 3)) + LAYER.format("OnnxTestDouble", ""))
+    with pytest.raises(LayerError, match="there is no ONNX form of this type yet"):
+        export_onnx(net)
 
 
 def test_ties_of_arg_max_go_to_the_larger_index():
@@ -369,12 +436,14 @@ def test_folding(weights):
         + """
         layer { name: "bn" type: "BatchNorm" bottom: "w" top: "bn" }
         layer { name: "scale" type: "Scale" bottom: "bn" top: "bn" scale_param { bias_term: true } }
-        layer { name: "bias" type: "Bias" bottom: "bn" top: "y" }
+        layer { name: "bias" type: "Bias" bottom: "bn" top: "bias" }
+        layer { name: "own" type: "BN" bottom: "bias" top: "own" }
+        layer { name: "segnet" type: "BN" bottom: "own" top: "y" bn_param { bn_mode: INFERENCE } }
         """
     )
     randomize(net)
     exported = assert_same(net, fold=True)
-    assert exported.folded == ["bn", "scale", "bias"]
+    assert exported.folded == ["bn", "scale", "bias", "own", "segnet"]
     kinds = [node.op_type for node in exported.model.graph.node]
     assert not {"BatchNormalization", "Mul", "Add"} & set(kinds)
 
@@ -435,7 +504,7 @@ def test_wrong_phase_and_no_inputs():
     with pytest.raises(UsageError, match="TRAIN"):
         export_onnx(net_of(input_layer("data", (1, 3)), phase=caffe_pb2.TRAIN))
     with pytest.raises(NetError, match="no Input layer"):
-        export_onnx(Net(nets.lenet(), engine="numpy"))
+        export_onnx(Net(nets.NETS["lenet"](), engine="numpy"))
 
 
 def test_without_the_package(monkeypatch):
