@@ -287,24 +287,33 @@ def suppress(boxes: Array, scores: Array, param: NonMaximumSuppressionParameter)
     if param.HasField("top_k") and param.top_k > -1:
         order = order[: param.top_k]
     boxes = boxes[order].T
-    areas = _areas(*boxes)
     threshold, eta = np.float32(param.nms_threshold), np.float32(param.eta)
     overlap = np.zeros(len(order), boxes.dtype)  # the largest with a box that stayed
     kept = []
-    for place in range(len(order)):
-        if overlap[place] > threshold:
-            continue
-        kept.append(place)
-        rest = slice(place + 1, None)
-        corners = [np.maximum(boxes[i, rest], boxes[i, place]) for i in (0, 1)]
-        corners += [np.minimum(boxes[i, rest], boxes[i, place]) for i in (2, 3)]
-        shared = _areas(*corners)
-        union = areas[rest] + areas[place] - shared
-        ratio = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
-        np.maximum(overlap[rest], ratio, out=overlap[rest])
-        if eta < 1 and threshold > 0.5:
-            threshold *= eta
+    for start in range(0, len(order), BLOCK):
+        block = start + np.flatnonzero(overlap[start : start + BLOCK] <= threshold)
+        rest = overlap[start:]
+        for place, ratios in zip(block, _overlaps(boxes[:, block], boxes[:, start:]), strict=True):
+            if overlap[place] <= threshold:
+                kept.append(place)
+                np.maximum(rest, ratios, out=rest)
+                if eta < 1 and threshold > 0.5:
+                    threshold *= eta
     return order[kept]
+
+
+BLOCK = 64
+"""How many boxes are compared with all later ones at a time."""
+
+
+def _overlaps(some: Array, others: Array) -> Array:
+    """Return intersection over union of boxes (4, A) with boxes (4, B), as (A, B)."""
+    some = some[:, :, None]
+    low, high = np.maximum(some[:2], others[:2, None]), np.minimum(some[2:], others[2:, None])
+    shared = _areas(*low, *high)
+    union = _areas(*some) + _areas(*others) - shared
+    ratios: Array = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
+    return ratios
 
 
 def _areas(xmin: Array, ymin: Array, xmax: Array, ymax: Array) -> Array:

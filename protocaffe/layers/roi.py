@@ -158,13 +158,13 @@ class ROIPooling(RegionPooling):
         n, channels, height, width = bottom[0].shape
         pixels = self._pixels(bottom[0].data)
         dy = top[0].diff.transpose(0, 2, 3, 1).reshape(-1, channels)
-        sums = np.zeros(pixels.size)
+        hits = np.full(dy.shape, pixels.size)  # one number behind the image, for empty bins
         column = np.arange(channels)
         for chosen, places in self._windows(bottom[0]):
             window = pixels[places]
             first = (window == np.fmax.reduce(window, axis=1, keepdims=True)).argmax(axis=1)
-            hit = np.take_along_axis(places, first, axis=1) * channels + column
-            sums += np.bincount(hit.ravel(), dy[chosen].ravel(), minlength=pixels.size)
+            hits[chosen] = np.take_along_axis(places, first, axis=1) * channels + column
+        sums = np.bincount(hits.ravel(), dy.ravel(), minlength=pixels.size + 1)[:-1]
         bottom[0].diff[...] = sums.reshape(n, height, width, channels).transpose(0, 3, 1, 2)
 
     @staticmethod
