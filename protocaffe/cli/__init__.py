@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProtocaffeError as error:
         print(f"{called}: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except Terminated as end:
         return SIGNALLED + end.number
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:
         _close_pipes()
         return BROKEN_PIPE
