@@ -7,6 +7,7 @@ behind is removed by the next one of that name.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import glob
 import os
@@ -42,7 +43,8 @@ class FolderAside:
                 f"with force (--force on the command line)"
             )
         self.folder = f"{self.path}.partial-{os.getpid()}"
-        self._lock = self._make()
+        self._lock = -1
+        self._make()
 
     def __enter__(self) -> FolderAside:
         return self
@@ -83,18 +85,20 @@ class FolderAside:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._unlock()
 
-    def _make(self) -> int:
-        """Make the folder and return the handle of its lock."""
+    def _make(self) -> None:
         parent = os.path.dirname(self.path)
         if parent and not os.path.isdir(parent):
             raise DataError(f"'{self.path}' cannot be made: there is no folder '{parent}'")
+        if self.folder in _unfinished:
+            raise DataError(f"'{self.path}' is being made already")
+        _unfinished[self.folder] = self
         try:
             os.mkdir(self.folder)
-            lock = os.open(self.folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if the process dies
+            self._lock = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)  # the kernel releases it if the process dies
         except OSError as error:
+            self.discard()
             raise DataError(f"'{self.path}' cannot be made: {error.strerror}") from error
-        return lock
 
     def _remove_leftovers(self) -> None:
         for folder in glob.glob(f"{glob.escape(self.path)}.partial-*"):
@@ -109,9 +113,21 @@ class FolderAside:
                 os.rename(old, self.path)
 
     def _unlock(self) -> None:
+        _unfinished.pop(self.folder, None)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+_unfinished: dict[str, FolderAside] = {}
+"""By their folders, those that are neither finished nor discarded."""
+
+
+@atexit.register
+def _discard_all() -> None:
+    """Forget what a signal interrupted in the moment before a ``with`` statement took charge."""
+    for aside in list(_unfinished.values()):
+        aside.discard()
 
 
 def _is_abandoned(folder: str) -> bool:

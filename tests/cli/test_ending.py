@@ -1,33 +1,46 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
-from protocaffe.cli.ending import Terminated, orderly_ends
+from protocaffe.cli.ending import Terminated, orderly_ends, raise_if_ended
 
 
 def send(number):
     os.kill(os.getpid(), number)
 
 
-def be_ended_twice(number, steps):
+def be_ended(number, *then):
     with orderly_ends():
         try:
             send(number)
         finally:
-            send(number)
-            steps.append("cleaned up")
+            for step in then:
+                step()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_second_signal_waits_for_the_cleaning_up(number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cleans_up(number):
+    before = signal.getsignal(number)
     steps = []
     with pytest.raises(Terminated) as caught:
-        be_ended_twice(number, steps)
+        be_ended(number, lambda: steps.append("cleaned up"))
     assert steps == ["cleaned up"]
     assert caught.value.number == number
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_was_lost_is_raised_again():
+    def lose_the_first():
+        with suppress(Terminated):
+            send(signal.SIGTERM)
+        raise_if_ended()
+
+    with pytest.raises(Terminated), orderly_ends():
+        lose_the_first()
+    raise_if_ended()  # is over now
 
 
 def test_what_is_ignored_stays_ignored():

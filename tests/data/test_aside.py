@@ -16,10 +16,25 @@ def test_the_name_appears_at_the_end(tmp_path):
 
 def test_two_at_once_for_one_name(tmp_path):
     with FolderAside(tmp_path / "new") as first:
-        with pytest.raises(DataError, match="new' cannot be made: File exists"):
+        with pytest.raises(DataError, match="new' is being made already"):
             FolderAside(tmp_path / "new")
         assert os.path.isdir(first.folder)
     assert os.listdir(tmp_path) == ["new"]
+
+
+INTERRUPTED = """
+import sys
+from protocaffe.data.aside import FolderAside
+aside = FolderAside(sys.argv[1])
+raise KeyboardInterrupt
+"""
+
+
+def test_interrupted_before_the_block_begins(tmp_path):
+    words = [sys.executable, "-c", INTERRUPTED, tmp_path / "new"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_cannot_be_replaced_stays(tmp_path):
