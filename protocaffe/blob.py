@@ -64,9 +64,10 @@ class Storage:
         dtype: their NumPy type.
         native: the engine's buffer, if an engine has bound one.
         truth: which copy is up to date.
+        handed_out: the array that :meth:`array` returned, as long as somebody has it or a view.
     """
 
-    __slots__ = ("_held", "_host", "_whole", "count", "dtype", "native", "truth")
+    __slots__ = ("_host", "_whole", "count", "dtype", "handed_out", "native", "truth")
 
     def __init__(self, count: int, dtype: npt.DTypeLike = np.float32) -> None:
         self.count = count
@@ -74,8 +75,8 @@ class Storage:
         self.native: NativeBuffer | None = None
         self.truth = Truth.ZERO
         self._host: Array | None = None
-        self._whole: Array | None = None
-        self._held: weakref.ref[Array] | None = None
+        self._whole: Array | None = None  # of what was handed out; larger after a reshape to less
+        self.handed_out: weakref.ref[Array] | None = None
 
     def __repr__(self) -> str:
         return f"Storage({self.count}, {self.dtype}, {self.truth.name})"
@@ -87,7 +88,7 @@ class Storage:
         if held is None:
             # Views of an array whose memory is not another array's keep that array alive.
             held = np.asarray(host.data)
-            self._held, self._whole = weakref.ref(held), host
+            self.handed_out, self._whole = weakref.ref(held), host
         return held[: self.count]
 
     @property
@@ -97,12 +98,12 @@ class Storage:
 
     def take_from_holders(self) -> None:
         """Make what holders may have written the truth."""
-        if self._held is not None and self.is_held:
+        if self.is_held:
             self.host_write()
 
     def give_to_holders(self) -> None:
         """Bring the truth into the holders' arrays."""
-        if self._held is not None and self.is_held:
+        if self.is_held:
             self.host_read()
 
     def resized(self, count: int) -> Storage:
@@ -114,7 +115,7 @@ class Storage:
         held = self._holders_array()
         if held is not None and self._whole is not None and count <= held.size:
             self.host_read()
-            new._held, new._whole = self._held, self._whole
+            new.handed_out, new._whole = self.handed_out, self._whole
             new._host = self._whole[:count]
             new.truth = Truth.HOST
         elif count < self.count and self.truth is not Truth.ZERO:
@@ -201,7 +202,7 @@ class Storage:
         return view is not None and view is self._host
 
     def _holders_array(self) -> Array | None:
-        return None if self._held is None else self._held()
+        return None if self.handed_out is None else self.handed_out()
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:

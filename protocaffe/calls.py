@@ -281,6 +281,9 @@ class NetCalls:
     def _bottom_ids(self, layer: int) -> list[int]:
         return self._ids(self.graph.nodes[layer].bottoms)
 
+    def _set_input_arrays(self, data: npt.ArrayLike, labels: npt.ArrayLike) -> None:
+        self.set_input_arrays(data, labels)
+
     def _forward(self, first: int, last: int) -> float:
         return self.run_forward(first, last)
 

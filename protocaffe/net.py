@@ -217,11 +217,13 @@ class Net(NetCalls):
 
     def _take_from_holders(self) -> None:
         for storage in self._storages:
-            storage.take_from_holders()
+            if storage.handed_out is not None:
+                storage.take_from_holders()
 
     def _give_to_holders(self) -> None:
         for storage in self._storages:
-            storage.give_to_holders()
+            if storage.handed_out is not None:
+                storage.give_to_holders()
 
     def _call(self, when: str, index: int) -> None:
         """Let the callbacks of this moment see and change the net's numbers."""

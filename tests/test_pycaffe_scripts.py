@@ -773,6 +773,47 @@ def test_names_by_which_scripts_look_into_a_net(digits):
     ]
 
 
+NAMES = {
+    caffe: """Net SGDSolver NesterovSolver AdaGradSolver RMSPropSolver AdaDeltaSolver AdamSolver
+        NCCL Timer init_log log set_mode_cpu set_mode_gpu set_device Layer get_solver
+        layer_type_list set_random_seed solver_count set_solver_count solver_rank set_solver_rank
+        set_multiprocess has_nccl set_logging_disabled __version__ TRAIN TEST Classifier Detector
+        io layers params NetSpec to_proto proto net_spec classifier detector draw coord_map""",
+    caffe.Net: """forward backward forward_all forward_backward_all set_input_arrays reshape
+        copy_from share_with clear_param_diffs save save_hdf5 load_hdf5 layer_dict top_names
+        bottom_names
+        before_forward after_forward before_backward after_backward _forward _backward _blob_names
+        _layer_names _inputs _outputs _blobs _blob_loss_weights _top_ids _bottom_ids
+        _set_input_arrays""",
+    caffe.Blob: "data diff num channels height width count reshape",
+    caffe.Layer: "setup reshape forward backward",
+    caffe.SGDSolver: """max_iter base_lr lr solve step restore snapshot share_weights apply_update
+        add_callback""",
+    caffe.NCCL: "new_uid",
+    caffe.Timer: "start stop ms",
+    caffe.proto.caffe_pb2: "NetParameter SolverParameter LayerParameter Datum BlobProto TRAIN TEST",
+}
+"""What pycaffe has, as far as it is there before an object is made."""
+
+
+def test_no_name_is_missing():
+    missing = [
+        f"{getattr(place, '__name__', place)}.{name}"
+        for place, names in NAMES.items()
+        for name in names.split()
+        if not hasattr(place, name)
+    ]
+    assert missing == []
+    net = caffe.Net(CLASSIFIER, caffe.TEST)
+    assert net.blobs["data"].shape == (10, 3, 18, 18)
+    for name in ("blobs", "params", "layers", "inputs", "outputs", "blob_loss_weights"):
+        assert hasattr(net, name)
+    solver = caffe.get_solver(f'net_param {{ {CLASSIFIER} }} base_lr: 0.1 lr_policy: "fixed"')
+    for name in ("net", "test_nets", "iter", "param"):
+        assert hasattr(solver, name)
+    assert sorted(set(caffe.__all__) - set(dir(caffe))) == []
+
+
 def test_memory_data():
     net = caffe.Net(
         """layer { name: "data" type: "MemoryData" top: "data" top: "label"
