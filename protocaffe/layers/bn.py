@@ -85,23 +85,15 @@ class SegNetBN(ScaledBatchNorm):
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         param = self.param.bn_param
         self.read_channels(bottom)
-        self.eps, self.use_global_stats = 1e-9, False
-        self.normalizes = param.bn_mode == BNParameter.LEARN
+        # INFERENCE is normalization by mean 0 and variance 1, to the last bit.
+        self.use_global_stats = param.bn_mode == BNParameter.INFERENCE
+        self.eps = 1e-30 if self.use_global_stats else 1e-9
         shape = (1, self.channels, 1, 1)
         self.scale = self.add_blob(shape, param.scale_filler)
         self.bias = self.add_blob(shape, param.shift_filler)
 
-    def normalize(self, x: Array, y: Array) -> None:
-        if self.normalizes:
-            super().normalize(x, y)
-        else:
-            self._y[...] = x
-
-    def normalize_backward(self, dy: Array, dx: Array) -> None:
-        if self.normalizes:
-            super().normalize_backward(dy, dx)
-        else:
-            dx[...] = dy
+    def running_statistics(self) -> tuple[Array, Array]:
+        return self.xp.zeros(self.channels, self.dtype), self.xp.ones(self.channels, self.dtype)
 
     def update_running_statistics(self, mean: Array, variance: Array, count: int) -> None:
         """Keep none."""
