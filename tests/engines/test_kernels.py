@@ -390,6 +390,44 @@ def test_relu6_behind_whatever_ends_at_six(
     assert_engines_agree(text, statistics=behind in ("norm", "scale"))
 
 
+FILLED = '{}_filler {{ type: "uniform" min: 0.5 max: 2 }} {}_filler {{ type: "gaussian" }}'
+
+
+@quick
+@given(
+    images,
+    st.sampled_from(
+        [
+            ("BN", f"bn_param {{ {FILLED.format('slope', 'bias')} }}"),
+            ("SyncBN", f"bn_param {{ {FILLED.format('slope', 'bias')} }}"),
+            ("BN", f"bn_param {{ {FILLED.format('slope', 'bias')} frozen: true }}"),
+            ("BN", f"bn_param {{ {FILLED.format('scale', 'shift')} }}"),
+            ("BN", f"bn_param {{ {FILLED.format('scale', 'shift')} bn_mode: INFERENCE }}"),
+            ("BatchNorm", f"batch_norm_param {{ {FILLED.format('scale', 'bias')} }}"),
+            (
+                "BatchNorm",
+                f"batch_norm_param {{ {FILLED.format('scale', 'bias')} use_global_stats: true }}",
+            ),
+        ]
+    ),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_normalisations_with_a_scale_of_their_own(
+    shape: tuple[int, ...], kind: tuple[str, str], convolved: bool, in_place: bool, learns: bool
+) -> None:
+    assume(shape[0] * shape[2] * shape[3] > 8)  # two equal numbers have a variance of rounding
+    text = inputs(shape)
+    if not learns:
+        text = text.replace("force_backward: true", "")
+    fields = "convolution_param { num_output: 17 kernel_size: 1 bias_term: false }"
+    text += layer("conv", "Convolution", "x", "c", fields) if convolved else ""
+    text += "" if convolved else layer("copy", "Power", "x", "c")
+    text += layer("bn", kind[0], "c", "c" if in_place else "y", kind[1])
+    assert_engines_agree(text + layer("relu", "ReLU", "c" if in_place else "y", "z"))
+
+
 @quick
 @given(images, st.sampled_from([1, 2]), st.booleans(), st.sampled_from(["", "ReLU", "ReLU6"]))
 def test_depthwise_convolutions(

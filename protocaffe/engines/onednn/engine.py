@@ -24,6 +24,7 @@ from protocaffe.engines.onednn import (
     inner_product,
     normalization,
     pooling,
+    scaled,
 )
 from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.plan import OneDnnPlan
@@ -39,6 +40,7 @@ KERNEL_MODULES = (
     inner_product,
     normalization,
     pooling,
+    scaled,
 )
 """Importing them registers their kernels."""
 

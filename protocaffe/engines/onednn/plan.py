@@ -255,7 +255,7 @@ class OneDnnPlan(Plan):
         targets, wanted, wanted_layouts = [], [], []
         unwanted: dict[int, NativeArray] = {}
         for index, (blob, layout) in enumerate(zip(blobs, layouts, strict=True)):
-            if not node.layer.param_propagate_down[index]:
+            if not node.layer.param_propagate_down[node.layer.blobs.index(blob)]:
                 unwanted[index] = NativeArray(layout)
                 continue
             native = blob.data_storage.native
