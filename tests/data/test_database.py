@@ -152,3 +152,16 @@ def test_leveldb_in_use(tmp_path):
     other = plyvel.DB(str(path))
     check_refused(path, "no other program may have it open", backend="leveldb")
     other.close()
+
+
+def test_a_database_of_another_version_of_lmdb(tmp_path):
+    path = write_database(tmp_path / "db", [b"a"])
+    content = bytearray((path / "data.mdb").read_bytes())
+    magic = (0xBEEFC0DE).to_bytes(4, sys.byteorder)
+    place = content.find(magic)
+    while place >= 0:  # in both pages that describe the file
+        content[place + 4 : place + 8] = (999).to_bytes(4, sys.byteorder)
+        place = content.find(magic, place + 1)
+    (path / "data.mdb").write_bytes(content)
+    with pytest.raises(DataError, match=r"db/data\.mdb' was written by a version of LMDB that"):
+        open_database(path)
