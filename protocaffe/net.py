@@ -48,7 +48,7 @@ class Net(NetCalls):
         weights: a ``.caffemodel`` to load, or several, comma-separated or in a list. Also
             understood is ``Net(file, weights, phase)``, the order of pycaffe before 2015.
         engine: ``"numpy"``, ``"onednn"``, an engine, or None for the fastest that runs here.
-        dtype: type of all blobs, ``float32`` or ``float64`` (numpy engine only).
+        dtype: type of all blobs, ``float32`` or ``float64`` (then every layer runs its own code).
         seed: makes fillers, dropout and data order repeatable; None for a random one, unless
             :func:`protocaffe.set_random_seed` was called.
         shared: a net whose parameters are used, by layer name, instead of own ones.
@@ -101,15 +101,28 @@ class Net(NetCalls):
         stages = [stages] if isinstance(stages, str) else stages
         text, where = _read(source)
         if state is None:
-            full_state = merge_state(text, phase, level or 0, stages or ())
+            state = merge_state(text, phase, level or 0, stages or ())
         else:
-            full_state = caffe_pb2.NetState(phase=phase)  # type: ignore[arg-type]
-            full_state.MergeFrom(text.state)
-            full_state.MergeFrom(state)
-        self.graph = _graph(text, where, full_state)
+            state = _merged(caffe_pb2.NetState(phase=phase), text.state, state)  # type: ignore[arg-type]
+        self.graph = _graph(text, where, state)
         self.name: str = self.graph.name
         self.phase = int(self.graph.state.phase)
-        seed = next_seed() if seed is None else seed
+        self.debug_info: bool = text.debug_info
+        self._assemble(next_seed() if seed is None else seed)
+        self._log_summary()
+        self._plan: Plan | None = None
+        self._fuses = True
+        self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
+        self._storages: list[Storage] = []
+        self._lock = threading.RLock()
+        self._planned_shapes = self._shapes()
+        self._param_shapes = [[blob.shape for blob in layer.blobs] for layer in self.layers]
+        if shared is not None:
+            self.share_with(shared)
+        for file in _file_list(weights):
+            self.copy_from(file)
+
+    def _assemble(self, seed: int | np.random.SeedSequence | None) -> None:
         assembly = Assembly(xp=self.engine.xp, dtype=self.dtype, seed=seed)
         for node in self.graph.nodes:
             assembly.add(node)
@@ -125,19 +138,6 @@ class Net(NetCalls):
         self.outputs: list[str] = self.graph.outputs
         self._top_names: list[list[str]] = assembly.top_names
         self.nodes = self._decide_backward()
-        self._log_summary()
-        self._plan: Plan | None = None
-        self._fuses = True
-        self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
-        self._storages: list[Storage] = []
-        self._lock = threading.RLock()
-        self._planned_shapes = self._shapes()
-        self._param_shapes = [[blob.shape for blob in layer.blobs] for layer in self.layers]
-        self.debug_info: bool = text.debug_info
-        if shared is not None:
-            self.share_with(shared)
-        for file in _file_list(weights):
-            self.copy_from(file)
 
     # -- running -------------------------------------------------------------------------
 
@@ -241,7 +241,8 @@ class Net(NetCalls):
 
     def reshape(self) -> None:
         """Let every layer follow changed input shapes (``forward`` does it by itself)."""
-        self._reshape_from(0)
+        with self._lock:
+            self._reshape_from(0)
 
     @property
     def layer_needs_backward(self) -> list[bool]:
@@ -447,6 +448,13 @@ def _read(
     text.CopyFrom(source)
     upgrade_net(text, text.name)
     return text, None
+
+
+def _merged(*states: caffe_pb2.NetState) -> caffe_pb2.NetState:
+    merged = caffe_pb2.NetState()
+    for state in states:
+        merged.MergeFrom(state)
+    return merged
 
 
 def _graph(text: caffe_pb2.NetParameter, where: Source | None, state: caffe_pb2.NetState) -> Graph:
