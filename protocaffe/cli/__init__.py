@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after ``protocaffe``; ``sys.argv`` unless told otherwise.
     """
+    # Its messages about bad images name no file; ours do.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     words = list(sys.argv[1:] if argv is None else argv)
     called = " ".join(["protocaffe", *words[:1]])
     try:
