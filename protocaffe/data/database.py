@@ -184,11 +184,6 @@ class Lmdb(Database):
             # Read-ahead stays on: records are read in key order, mostly the order of the file,
             # where it makes the first pass over a cold file twenty times faster.
             handle = lmdb.open(self.path, readonly=True, lock=lock)
-        except lmdb.VersionMismatchError as error:
-            raise DataError(
-                f"'{self.path}/data.mdb' was written by a version of LMDB that the installed one "
-                f"cannot read: {error}; make the database again"
-            ) from error
         except lmdb.InvalidError as error:
             raise DataError(
                 f"'{self.path}/data.mdb' is damaged, or was not written by LMDB on a machine of "

@@ -163,5 +163,5 @@ def test_a_database_of_another_version_of_lmdb(tmp_path):
         content[place + 4 : place + 8] = (999).to_bytes(4, sys.byteorder)
         place = content.find(magic, place + 1)
     (path / "data.mdb").write_bytes(content)
-    with pytest.raises(DataError, match=r"db/data\.mdb' was written by a version of LMDB that"):
+    with pytest.raises(DataError, match=r"db' cannot be opened: .*(version|VERSION|format)"):
         open_database(path)
