@@ -31,7 +31,8 @@ class BatchNorm(Layer):
     A Scale layer after this one has the learned scale and bias; or this layer itself, with
     ``scale_bias`` or either filler, as in NVIDIA's fork of Caffe: y = scale (x - mean) /
     sqrt(variance + eps) + bias. The running statistics are then means themselves, of biased
-    variances: running = fraction * running + (1 - fraction) * new.
+    variances: running = fraction * running + (1 - fraction) * new; and lr_mult and decay_mult are
+    0 for them and 1 for scale and bias, whatever ``param`` says.
 
     Backward: dx = (dy - mean(dy) - mean(dy y) y) / sqrt(variance + eps) in batch mode,
     dy / sqrt(variance + eps) in global mode.
@@ -165,6 +166,14 @@ class ScaledBatchNorm(BatchNorm):
         scale_filler = param.scale_filler if param.HasField("scale_filler") else one
         self.scale = self.add_blob((self.channels,), scale_filler)
         self.bias = self.add_blob((self.channels,), param.bias_filler)
+
+    def _freeze_blobs(self) -> None:
+        # As NVIDIA's fork does, whatever the text says: its older texts have another order.
+        specs = self.param.param
+        for index in range(5):
+            if index == len(specs):
+                specs.add()
+            specs[index].lr_mult = specs[index].decay_mult = float(index > 2)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = bottom[0].data.reshape(self._extents), top[0].data.reshape(self._extents)

@@ -51,11 +51,6 @@ class Rearrangement(Layer):
             dy = top[0].diff.reshape(self._moved)
             bottom[0].diff.reshape(self._order.view)[...] = dy.transpose(self._back)
 
-    def check_image(self, shape: Extents) -> None:
-        """Refuse a bottom that is not (N, C, H, W)."""
-        if len(shape) != 4:
-            raise self.error(f"the bottom must have 4 axes (N, C, H, W), got shape {shape}")
-
 
 @register("Permute")
 class Permute(Rearrangement):
@@ -124,7 +119,8 @@ class Reorg(Rearrangement):
     """
 
     def order(self, shape: Extents) -> Order:
-        self.check_image(shape)
+        if len(shape) != 4:
+            raise self.error(f"the bottom must have 4 axes (N, C, H, W), got shape {shape}")
         param = self.param.reorg_param
         n, c, h, w = shape
         s = param.stride

@@ -133,7 +133,9 @@ def test_what_is_not_learned():
 
     assert rates('type: "BN" param { lr_mult: 2 }') == [2, 1, 0, 0]
     assert rates('type: "BN" param { lr_mult: 2 } bn_param { frozen: true }') == [0] * 4
-    assert rates(NVIDIA) == [0, 0, 0]
+    assert rates(NVIDIA) == [0, 0, 0, 1, 1]
+    older = "param { lr_mult: 1 } " * 2 + "param { lr_mult: 0 } " * 3
+    assert rates(f"{NVIDIA} {older}") == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("phase", [TRAIN, TEST])
