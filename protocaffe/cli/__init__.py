@@ -30,6 +30,7 @@ COMMANDS = {
     "device_query": "print what this machine can compute with",
     "check": "find everything that is wrong with a net or a solver",
     "summary": "show shapes, parameters and multiply-adds of a net",
+    "classify": "tell what images show, by a trained net",
     "export": "write a trained net as an ONNX model",
     "layers": "list the layer types, or explain one",
     "zoo": "list, copy and download models",
