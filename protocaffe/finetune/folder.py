@@ -197,7 +197,8 @@ def _write_mean(folder: Path, final: Path, preparation: Preparation) -> Transfor
         shutil.copyfile(preparation.mean_file, folder / MEAN)
         transform.mean_file = str(final / MEAN)
     elif preparation.own_mean:
-        means = channel_means(image_mean(open_database(folder / "train_lmdb")))
+        with open_database(folder / "train_lmdb") as database:
+            means = channel_means(image_mean(database))
         transform.mean_value.extend(round(value, 4) for value in means)
     return transform
 

@@ -20,6 +20,8 @@ from protocaffe.zoo.catalogue import models_folder
 
 MARGIN = 8 / 7
 """Images are made this much larger than the crops taken from them: 256 for crops of 224."""
+PUBLISHED_MEANS = {"imagenet_mean.binaryproto": (104.0, 117.0, 123.0)}
+"""What mean images that are not at hand are known to come to, per channel (BGR)."""
 LARGE = 64
 """Images of more pixels per side than this are stored as JPEG files, to save space."""
 
@@ -81,6 +83,12 @@ def choose_preparation(
     """
     old = origin.trunk.transform
     image = None if mean_values else _mean_image(origin)
+    if image is None:
+        mean_values = mean_values or PUBLISHED_MEANS.get(Path(old.mean_file).name, ())
+    if old.mean_file and not (image or mean_values):
+        log.warning(
+            "The mean image %s is missing; the mean of your images takes its place", old.mean_file
+        )
     size = size or _own_size(origin, image)
     channels = origin.shape[0] or (image[1].shape[0] if image else _channels(origin))
     crops = bool(old.crop_size) and size[0] == size[1]
@@ -134,7 +142,6 @@ def _mean_image(origin: Origin) -> tuple[Path, Array] | None:
         if path.is_file():
             mean = blob_to_array(read_binary(path, BlobProto()))
             return path, mean.reshape(mean.shape[-3:])
-    log.warning("The mean image %s is missing; the mean of your images takes its place", name)
     return None
 
 

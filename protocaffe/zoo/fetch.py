@@ -156,8 +156,11 @@ class _Part:
         self.found = min(self.found, size)
 
     def take_place(self) -> None:
-        os.fsync(self.file.fileno())
-        os.replace(os.fsdecode(self.file.name), self.target)
+        try:
+            os.fsync(self.file.fileno())
+            os.replace(os.fsdecode(self.file.name), self.target)
+        except OSError as error:
+            raise _unwritable(self.target, error) from None
 
 
 @contextmanager

@@ -256,3 +256,12 @@ class TestWeightsAlone:
         (tmp_path / "x.caffemodel.h5").touch()
         with pytest.raises(FileError, match="hold weights only"):
             read_origin(str(tmp_path / "x.caffemodel.h5"))
+
+
+def test_the_mean_of_imagenet_is_known():
+    preparation = choose_preparation(read_origin("bvlc_alexnet", scratch=True))
+    assert preparation.transform.mean_value == [104, 117, 123]
+    assert not preparation.own_mean
+    assert preparation.transform.crop_size == 227
+    assert preparation.options.encode_type == "jpg"
+    assert preparation.mirror
