@@ -26,13 +26,17 @@ MOMENTS = ("before_forward", "after_forward", "before_backward", "after_backward
 """When a net calls the callbacks it was given."""
 
 
+MANY = 20
+"""Names that an error lists."""
+
+
 class Named(OrderedDict[str, Value]):
     """A dict by name that says which name was probably meant."""
 
     def __missing__(self, name: str) -> Value:
-        raise UnknownNameError(
-            f"there is no '{name}' here{did_you_mean(str(name), self)} (names: {', '.join(self)})"
-        )
+        some = ", ".join([*self][:MANY]) + (", ..." if len(self) > MANY else "")
+        hint = did_you_mean(str(name), self) or f" (names: {some or 'none'})"
+        raise UnknownNameError(f"there is no '{name}' here{hint}")
 
 
 class NetCalls:

@@ -122,6 +122,10 @@ class Net(NetCalls):
         for file in _file_list(weights):
             self.copy_from(file)
 
+    def __repr__(self) -> str:
+        ends = f"inputs {', '.join(self.inputs)}; outputs {', '.join(self.outputs)}"
+        return f"<Net '{self.name}': {len(self.layers)} layers; {ends}>"
+
     def _assemble(self, seed: int | np.random.SeedSequence | None) -> None:
         assembly = Assembly(xp=self.engine.xp, dtype=self.dtype, seed=seed)
         for node in self.graph.nodes:

@@ -271,8 +271,11 @@ def test_forward_and_backward_refuse_what_does_not_fit() -> None:
         small.forward(data=np.zeros((2, 3)))
     with pytest.raises(NetError, match="no layer 'ipp'; did you mean 'ip'"):
         small.forward(end="ipp")
-    with pytest.raises(KeyError, match=r"there is no 'yy' here.*names: x, y"):
-        small.forward(["yy"])
+    with pytest.raises(KeyError, match=r"there is no 'prob' here \(names: x, y\)"):
+        small.forward(["prob"])
+    with pytest.raises(KeyError, match="there is no 'Ip' here; did you mean 'ip'"):
+        _ = small.params["Ip"]
+    assert repr(small) == "<Net 'small': 3 layers; inputs x; outputs y>"
     with pytest.raises(NetError, match=r"nothing in it leads to a loss.*force_backward"):
         small.backward()
 
