@@ -40,7 +40,7 @@ class ProtocaffeTrainer:
 
     def __init__(self, problem: Problem, engine: str | None, *, dropout: bool = True) -> None:
         net = problem.net if dropout else without_dropout(problem.net)
-        self.solver = get_solver(solver_param(net), engine=engine)
+        self.solver = get_solver(solver_param(net), engine=engine, reuse_memory=True)
         self.net = self.solver.net
         for layer, arrays in problem.weights.items():
             for blob, array in zip(self.net.params[layer], arrays, strict=True):

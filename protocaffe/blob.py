@@ -54,6 +54,7 @@ class Truth(enum.Enum):
     HOST = "the host array"
     NATIVE = "the engine's buffer"
     BOTH = "both copies agree"
+    LOST = "nowhere any more: the memory serves other blobs now"
 
 
 class Storage:
@@ -118,7 +119,7 @@ class Storage:
             new.handed_out, new._whole = self.handed_out, self._whole
             new._host = self._whole[:count]
             new.truth = Truth.HOST
-        elif count < self.count and self.truth is not Truth.ZERO:
+        elif count < self.count and self.truth not in (Truth.ZERO, Truth.LOST):
             new.host_overwrite()[:] = self.host_read()[:count]
         return new
 
@@ -128,6 +129,11 @@ class Storage:
         if truth is Truth.HOST or truth is Truth.BOTH:
             assert self._host is not None
             return self._host
+        if truth is Truth.LOST:
+            raise NetError(
+                "these numbers are gone: the net was made to reuse the memory of blobs that "
+                "nothing needs any more; make it without reuse_memory to look at them"
+            )
         host = self.host_memory()
         if truth is Truth.ZERO:
             host.fill(0)
@@ -138,6 +144,14 @@ class Storage:
                 self.native.store(host)
             self.truth = Truth.BOTH
         return host
+
+    def leave_native(self) -> None:
+        """Give up the engine's buffer, and numbers that are only there."""
+        if self.truth in (Truth.NATIVE, Truth.LOST):
+            self.truth = Truth.ZERO
+        elif self.truth is Truth.BOTH:
+            self.truth = Truth.HOST
+        self.native = None
 
     def host_write(self) -> Array:
         """Return the flat host array, up to date; what is written there becomes the truth."""

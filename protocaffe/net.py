@@ -54,6 +54,11 @@ class Net(NetCalls):
         shared: a net whose parameters are used, by layer name, instead of own ones.
         state: merged over ``phase`` and the file's own state, as a solver's ``train_state``;
             then level and stages are not used.
+        forward_only: leave out all that backward needs: less memory, and normalisation by running
+            statistics becomes part of the convolutions before it.
+        reuse_memory: let blobs that nothing needs any more give their memory to later ones: less
+            memory and a little more speed, but after a pass only ``outputs`` and what the plan
+            happened to keep can be read; asking for other blobs raises ``NetError``.
 
     Attributes:
         name: the net's name.
@@ -89,6 +94,8 @@ class Net(NetCalls):
         seed: int | np.random.SeedSequence | None = None,
         shared: Net | None = None,
         state: caffe_pb2.NetState | None = None,
+        forward_only: bool = False,
+        reuse_memory: bool = False,
     ) -> None:
         self.engine = get_engine(engine)
         self.dtype = np.dtype(dtype)
@@ -108,6 +115,8 @@ class Net(NetCalls):
         self.name: str = self.graph.name
         self.phase = int(self.graph.state.phase)
         self.debug_info: bool = text.debug_info
+        self._forward_only = forward_only
+        self._reuses_memory = reuse_memory
         self._assemble(next_seed() if seed is None else seed)
         self._log_summary()
         self._plan: Plan | None = None
@@ -164,6 +173,8 @@ class Net(NetCalls):
 
     def run_backward(self, first: int | None = None, last: int = 0) -> None:
         """Run layers ``first`` down to ``last`` backward where they need it."""
+        if self._forward_only:
+            raise NetError("this net was made with forward_only: it has no backward pass")
         first = len(self.layers) - 1 if first is None else first
         self._check_cut(first, last)
         with self.serving_holders():
@@ -355,8 +366,11 @@ class Net(NetCalls):
                 self.graph.nodes, self.layers, self._top_names, strict=True
             )
         ]
-        force = self.graph.param.force_backward
+        force = self.graph.param.force_backward and not self._forward_only
         decide_backward(facts, force)
+        if self._forward_only:
+            for fact in facts:
+                fact.needs_backward, fact.wanted = False, [False] * len(fact.wanted)
         if force:
             for layer in self.layers:
                 layer.param_propagate_down = [True] * len(layer.blobs)
@@ -420,7 +434,9 @@ class Net(NetCalls):
             guarded(layer, layer.reshape, bottoms, tops)
             fill_loss_weights(layer, tops)
         self._planned_shapes = self._shapes()
-        self._plan = self.engine.plan(self.nodes, self._fuses)
+        # A layer that reshapes its tops while a pass runs has the rest planned anew in between.
+        lasting = self.debug_info or any(layer.dynamic for layer in self.layers)
+        self._plan = self.engine.plan(self.nodes, self._fuses, self._reuses_memory and not lasting)
         self._storages = self._find_storages()
         return self._plan
 

@@ -111,9 +111,7 @@ def match_layers(layers: Sequence[StoredLayer], params: Mapping[str, Sequence[Bl
 
 
 @contextmanager
-def _open(
-    source: str | Path | caffe_pb2.NetParameter, hdf5: bool
-) -> Iterator[list[StoredLayer]]:
+def _open(source: str | Path | caffe_pb2.NetParameter, hdf5: bool) -> Iterator[list[StoredLayer]]:
     if isinstance(source, caffe_pb2.NetParameter):
         yield message_layers(source)
     else:

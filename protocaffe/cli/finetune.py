@@ -45,9 +45,7 @@ FLAGS = [
     Flag("data", "the folder with one folder of images per class", required=True),
     Flag("out", "the folder to make; by default named after data and model"),
     Flag("weights", "the caffemodel to begin with; by default the model's own"),
-    Flag(
-        "scratch", "begin with random weights, at the model's rate, to compare", default=False
-    ),
+    Flag("scratch", "begin with random weights, at the model's rate, to compare", default=False),
     Flag("classes", "outputs of the net; 0: one per class", default=0, at_least=0),
     Flag("layer", "the layer to replace; by default the last one"),
     Flag("freeze", "let only the new layer learn: for very few images", default=False),

@@ -31,6 +31,8 @@ def run(flags: Namespace) -> int:
         level=flags.level,
         stages=stages(flags.stage),
         engine=chosen_engine(flags),
+        forward_only=True,
+        reuse_memory=True,
     )
     log.info("Running for %d iterations.", flags.iterations)
     loss = 0.0

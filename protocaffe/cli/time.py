@@ -33,6 +33,7 @@ def run(flags: Namespace) -> int:
         level=flags.level,
         stages=stages(flags.stage),
         engine=chosen_engine(flags),
+        reuse_memory=True,
     )
     log.info("Performing Forward")
     log.info("Initial loss: %s", number(net.run_forward()))

@@ -38,7 +38,7 @@ def run(flags: Namespace) -> int:
     if flags.snapshot and flags.weights:
         raise UsageError("give --snapshot to resume or --weights to fine-tune, not both")
     param = _solver_parameter(flags)
-    solver = get_solver(param, engine=chosen_engine(flags), path=flags.solver)
+    solver = get_solver(param, engine=chosen_engine(flags), path=flags.solver, reuse_memory=True)
     if flags.snapshot:
         _resume(solver, flags.snapshot)
     requests = SignalRequests(_action(flags.sigint_effect), _action(flags.sighup_effect))

@@ -55,9 +55,9 @@ class Plan:
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work; here, its own code."""
-        self.forward[node.index].append(_own_forward(node))
+        self.forward[node.index].append(own_forward(node))
         if node.needs_backward:
-            self.backward[node.index].append(_own_backward(node))
+            self.backward[node.index].append(own_backward(node))
 
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""
@@ -81,7 +81,9 @@ class Engine:
     name: ClassVar[str] = "numpy"
     xp: Any = np
 
-    def plan(self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True) -> Plan:
+    def plan(
+        self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True, reuse_memory: bool = False
+    ) -> Plan:
         """Bind the work of a net whose blobs have their shapes.
 
         Args:
@@ -89,6 +91,8 @@ class Engine:
             fuse: whether layers may be run as one where nobody sees between them after a whole
                 pass. Without it every layer reads and writes its own blobs, so that a pass may
                 begin and end anywhere.
+            reuse_memory: whether activations and gradients may share memory where they are not
+                needed at the same time, and so be lost after a pass; the net's outputs stay.
         """
         return Plan(nodes)
 
@@ -178,7 +182,7 @@ def quiet() -> np.errstate:
     return np.errstate(all="ignore")
 
 
-def _own_forward(node: LayerNode[Layer]) -> Work:
+def own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
     written = [top.data_storage for top in tops]
@@ -195,7 +199,7 @@ def _own_forward(node: LayerNode[Layer]) -> Work:
     return run
 
 
-def _own_backward(node: LayerNode[Layer]) -> Work:
+def own_backward(node: LayerNode[Layer]) -> Work:
     """The layer's own backward over host arrays."""
     layer, bottoms, tops, wanted = node.layer, node.bottoms, node.tops, node.propagate_down
     written = [b.diff_storage for b, want in zip(bottoms, wanted, strict=True) if want]

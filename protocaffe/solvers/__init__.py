@@ -45,12 +45,13 @@ def get_solver(
     *,
     engine: str | Engine | None = None,
     path: str | Path = "",
+    reuse_memory: bool = False,
 ) -> Solver:
     """Return the solver that a solver prototxt asks for with ``type`` (``"SGD"`` by default).
 
     Args:
         source: path of a solver prototxt, its text, or a ``SolverParameter``.
-        engine: see :class:`Solver`.
+        engine, reuse_memory: see :class:`Solver`.
         path: for a ``SolverParameter``, the file it came from.
 
     Raises:
@@ -64,4 +65,4 @@ def get_solver(
             f"unknown solver type '{source.type}'{did_you_mean(source.type, SOLVERS)} "
             f"(solver types: {', '.join(SOLVERS)})"
         )
-    return SOLVERS[source.type](source, engine=engine, path=path)
+    return SOLVERS[source.type](source, engine=engine, path=path, reuse_memory=reuse_memory)

@@ -57,6 +57,8 @@ class Solver:
     Args:
         source: path of a solver prototxt, its text, or a ``SolverParameter``.
         engine: name of the engine, an engine, or None for the fastest that runs here.
+        reuse_memory: for all nets, see :class:`~protocaffe.net.Net`; test nets then run forward
+            only.
         path: for a ``SolverParameter``, the file it came from (names the snapshots).
 
     Attributes:
@@ -83,6 +85,7 @@ class Solver:
         *,
         engine: str | Engine | None = None,
         path: str | Path = "",
+        reuse_memory: bool = False,
     ) -> None:
         if isinstance(source, caffe_pb2.SolverParameter):
             self.param = source
@@ -90,6 +93,7 @@ class Solver:
             self.param = read_solver(source)[0]
             path = "" if is_text(source) else source
         self.engine = get_engine(engine)
+        self._reuses_memory = reuse_memory
         self._prefix = snapshot_prefix(self.param, str(path))
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
         for _, problem in self.setting_problems(self.param):
@@ -476,4 +480,13 @@ class Solver:
         shared: Net | None,
     ) -> Net:
         seed = None if self._seeds is None else self._seeds.spawn(1)[0]
-        return Net(source, phase, state=state, engine=self.engine, seed=seed, shared=shared)
+        return Net(
+            source,
+            phase,
+            state=state,
+            engine=self.engine,
+            seed=seed,
+            shared=shared,
+            forward_only=self._reuses_memory and phase == caffe_pb2.TEST,
+            reuse_memory=self._reuses_memory,
+        )

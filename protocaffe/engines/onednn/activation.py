@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
+from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.plan import OneDnnPlan, keeps_input, kernel
@@ -93,14 +97,28 @@ def _neuron(
         )
         if backward is None:
             raise node.layer.error("oneDNN has this function for the layout, not its gradient")
-        operands = {dnn.ARG_DST: target, dnn.ARG_DIFF_DST: plan.diff(top)}
-        plan.add_bottom_gradient(
-            node,
-            lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}),
-            layout,
-            data=(top,),
+        plan.bind_backward(
+            node, partial(_neuron_backward, plan, node, backward, {dnn.ARG_DST: target}, (top,))
         )
     return True
+
+
+def _neuron_backward(
+    plan: OneDnnPlan,
+    node: LayerNode[Neuron],
+    made: Operation,
+    operands: dict[int, NativeArray],
+    data: Sequence[Blob],
+) -> None:
+    (kept_data,) = operands.values()
+    layout = kept_data.layout
+    operands[dnn.ARG_DIFF_DST] = plan.gradient_in(node, node.tops[0], layout)
+    plan.add_bottom_gradient(
+        node,
+        lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}),
+        layout,
+        data=data,
+    )
 
 
 @kernel(Clip)
@@ -146,12 +164,9 @@ def _neuron_from_input(
         )
         if backward is None:
             raise node.layer.error("oneDNN has this function for the layout, not its gradient")
-        operands = {dnn.ARG_SRC: source, dnn.ARG_DIFF_DST: plan.diff(node.tops[0])}
-        plan.add_bottom_gradient(
-            node,
-            lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}),
-            layout,
-            data=() if node.bottoms[0] is node.tops[0] else node.bottoms,
+        data = () if node.bottoms[0] is node.tops[0] else node.bottoms
+        plan.bind_backward(
+            node, partial(_neuron_backward, plan, node, backward, {dnn.ARG_SRC: source}, data)
         )
     return True
 
@@ -188,7 +203,7 @@ def prelu(plan: OneDnnPlan, node: LayerNode[PReLU]) -> bool:
     work = Primitive(forward, {**operands, dnn.ARG_DST: target})
     plan.add_forward(node, work, (bottom, *node.layer.blobs), node.tops)
     if backward is not None:
-        _prelu_backward(plan, node, backward, operands, slopes)
+        plan.bind_backward(node, partial(_prelu_backward, plan, node, backward, operands, slopes))
     return True
 
 
@@ -201,9 +216,10 @@ def _prelu_backward(
 ) -> None:
     """One primitive gives the bottom's diff and the slopes' diff together."""
     into = plan.diff(node.bottoms[0])
+    gradient = plan.gradient_in(node, node.tops[0], into.layout)
     if not node.propagate_down[0]:
-        into = NativeArray(into.layout)
-    operands = {**operands, dnn.ARG_DIFF_SRC: into, dnn.ARG_DIFF_DST: plan.diff(node.tops[0])}
+        into = plan.memory(into.layout)
+    operands = {**operands, dnn.ARG_DIFF_SRC: into, dnn.ARG_DIFF_DST: gradient}
 
     def make(diffs: list[NativeArray]) -> Primitive:
         gradient = NativeArray(slopes, diffs[0].values)

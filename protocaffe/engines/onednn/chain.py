@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from protocaffe.engines.base import LayerNode
@@ -86,14 +87,14 @@ def bind_chain(plan: OneDnnPlan, chain: Chain) -> bool:
         dnn.ARG_MEAN: channel_array(runtime, channels),
         dnn.ARG_VARIANCE: channel_array(runtime, channels),
         dnn.ARG_SCALE: parameters[0],
-        dnn.ARG_WORKSPACE: workspace(made[0]) if training else None,
+        dnn.ARG_WORKSPACE: workspace(plan, made[0]) if training else None,
     }
     arrays = {**shared, dnn.ARG_DST: target}
     arrays |= dict(zip((dnn.ARG_SCALE, dnn.ARG_SHIFT), parameters, strict=False))
     run = Normalization(layer, Primitive(made[0], arrays), arrays, bottom.count // channels)
     plan.add_forward(norm, run, (bottom, *scale.layer.blobs), norm.tops)
     if made[1] is not None:
-        scale_backward(plan, chain.scale, norm, made[1], shared)
+        plan.bind_backward(norm, partial(scale_backward, plan, chain.scale, norm, made[1], shared))
     later = [node for node in (scale, relu) if node is not None]
     for node in later:
         plan.fuse(node, backward=True)

@@ -43,7 +43,7 @@ def deconvolution(plan: OneDnnPlan, node: LayerNode[Deconvolution]) -> bool:
     if len(blobs) > 1:
         plan.add_forward(node, _bias(plan, node, image), (top, blobs[1]), (top,))
     if node.needs_backward:
-        _backward(plan, node, passes, grid)
+        plan.bind_backward(node, lambda: _backward(plan, node, passes, grid))
     return True
 
 
@@ -71,6 +71,7 @@ def _backward(
     if passes.backward_weights is not None:
         _weight_gradient(plan, node, passes.backward_weights, gradient, grid, passes.weights)
     if len(layer.blobs) > 1 and layer.param_propagate_down[1]:
+        plan.settle_gradient(node, node.tops[0])
         plan.backward[node.index].append(lambda: _add_bias_gradient(node))
     if node.propagate_down[0]:
         weights = weights_in(plan, node, layer.blobs[0], passes.weights, passes.master)

@@ -34,22 +34,25 @@ def eltwise_sum(plan: OneDnnPlan, node: LayerNode[Eltwise]) -> bool:
         return False  # oneDNN's sum may write over its first source only
     forward = _weighted_sum(sources, plan.top(node, 0, layout), layer.coeffs)
     plan.add_forward(node, forward, bottoms, (top,))
-    if not node.needs_backward:
-        return True
-    gradient = plan.diff(top)
+    if node.needs_backward:
+        plan.bind_backward(node, partial(_eltwise_backward, plan, node, layout))
+    return True
+
+
+def _eltwise_backward(plan: OneDnnPlan, node: LayerNode[Eltwise], layout: Layout) -> None:
+    bottoms, top = node.bottoms, node.tops[0]
+    gradient = plan.gradient_in(node, top, layout)
     # In place, the bottom's diff is the top's: it is scaled last, when all others have read it.
     order = sorted(range(len(bottoms)), key=lambda index: bottoms[index] is top)
+    may_share = all(bottom is not top for bottom in bottoms)
     for index in order:
-        coefficient = layer.coeffs[index]
-        in_place = bottoms[index] is top and coefficient == 1
-        if node.propagate_down[index] and not in_place:
-            plan.add_bottom_gradient(
-                node,
-                partial(_weighted_copy, gradient, coefficient),
-                layout,
-                index=index,
-            )
-    return True
+        bottom, coefficient = bottoms[index], node.layer.coeffs[index]
+        if not node.propagate_down[index]:
+            continue
+        same = coefficient == 1
+        if not (same and (bottom is top or (may_share and plan.share_gradient(node, bottom)))):
+            copy = partial(_weighted_copy, gradient, coefficient)
+            plan.add_bottom_gradient(node, copy, layout, index=index)
 
 
 def _common_layout(plan: OneDnnPlan, node: LayerNode[Layer]) -> Layout:
@@ -75,9 +78,13 @@ def split(plan: OneDnnPlan, node: LayerNode[Split]) -> bool:
     """The tops share the bottom's data; the gradient is one n-ary sum."""
     bottom = node.bottoms[0]
     if node.needs_backward and node.propagate_down[0]:
-        gradients = [plan.diff(top) for top in node.tops]
-        plan.add_bottom_gradient(node, lambda into: summation(gradients, into), plan.layout(bottom))
+        plan.bind_backward(node, lambda: _split_backward(plan, node, plan.layout(bottom)))
     return True
+
+
+def _split_backward(plan: OneDnnPlan, node: LayerNode[Split], layout: Layout) -> None:
+    gradients = [plan.gradient_in(node, top, layout) for top in node.tops]
+    plan.add_bottom_gradient(node, lambda into: summation(gradients, into), layout)
 
 
 @kernel(Concat)
@@ -101,12 +108,12 @@ def concat(plan: OneDnnPlan, node: LayerNode[Concat]) -> bool:
         arrays[dnn.ARG_MULTIPLE_SRC + index] = plan.source(node, bottom, layout)
     plan.add_forward(node, Primitive(forward, arrays), bottoms, (top,))
     if node.needs_backward:
-        _concat_backward(plan, node, axis, dst)
+        plan.bind_backward(node, lambda: _concat_backward(plan, node, axis, dst))
     return True
 
 
 def _concat_backward(plan: OneDnnPlan, node: LayerNode[Layer], axis: int, layout: Layout) -> None:
-    gradient = plan.diff(node.tops[0])
+    gradient = plan.gradient_in(node, node.tops[0], layout)
     offset = [0] * node.tops[0].num_axes
     for index, bottom in enumerate(node.bottoms):
         part = layout.part(offset, bottom.shape)
@@ -114,7 +121,7 @@ def _concat_backward(plan: OneDnnPlan, node: LayerNode[Layer], axis: int, layout
         if part is None:
             raise node.layer.error("oneDNN cannot cut the gradient of this Concat into parts")
         if node.propagate_down[index]:
-            piece = NativeArray(part, gradient.values)
+            piece = gradient.seen_as(part)
             plan.add_bottom_gradient(
                 node,
                 partial(reorder, piece),

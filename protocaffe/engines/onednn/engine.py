@@ -68,9 +68,11 @@ class OneDnnEngine(Engine):
         isa = int(self.runtime.library.dnnl_get_effective_cpu_isa())
         return isa & dnn.ISA_AVX512_BF16 == dnn.ISA_AVX512_BF16
 
-    def plan(self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True) -> Plan:
+    def plan(
+        self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True, reuse_memory: bool = False
+    ) -> Plan:
         """Bind a net's work to primitives; float64 nets run the layers' own code."""
-        return OneDnnPlan(self.runtime, nodes, fuse, self.dtype)
+        return OneDnnPlan(self.runtime, nodes, fuse, self.dtype, reuse_memory and fuse)
 
     def flat_views(self, leader: Storage, *followers: Storage) -> list[Array]:
         """Return flat arrays in the leader's own layout (see :meth:`Engine.flat_views`)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from protocaffe.engines.base import LayerNode
@@ -59,7 +61,10 @@ def batch_norm(plan: OneDnnPlan, node: LayerNode[BatchNorm]) -> bool:
     run = Normalization(layer, Primitive(forward[0], arrays), arrays, bottom.count // channels)
     plan.add_forward(node, run, (bottom,), node.tops)
     if wanted and gradient is not None and gradient[1] is not None:
-        _batch_norm_backward(plan, node, gradient[1], plan.kept_result(node, result), run)
+        kept_result = plan.kept_result(node, result)
+        plan.bind_backward(
+            node, partial(_batch_norm_backward, plan, node, gradient[1], kept_result, run)
+        )
     return True
 
 
@@ -85,7 +90,7 @@ def _batch_norm_backward(
         dnn.ARG_VARIANCE: channel_array(runtime, channels, 1.0),
         dnn.ARG_SCALE: inverse_deviation,
         dnn.ARG_DIFF_SCALE: channel_array(runtime, channels),  # computed, of no use
-        dnn.ARG_DIFF_DST: plan.diff(node.tops[0]),
+        dnn.ARG_DIFF_DST: plan.gradient_in(node, node.tops[0], result.layout),
     }
     plan.add_backward(node, invert_deviation)
     plan.add_bottom_gradient(
@@ -128,5 +133,6 @@ def scale(plan: OneDnnPlan, node: LayerNode[Scale]) -> bool:
     plan.add_forward(node, Primitive(made[0], arrays), (bottom, *layer.blobs), (top,))
     if made[1] is not None:
         shared.pop(dnn.ARG_SHIFT, None)
-        scale_backward(plan, node, node, made[1], {dnn.ARG_SRC: source, **shared})
+        operands = {dnn.ARG_SRC: source, **shared}
+        plan.bind_backward(node, partial(scale_backward, plan, node, node, made[1], operands))
     return True

@@ -8,15 +8,16 @@ arrays; a blob in plain layout is one memory for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from protocaffe.blob import Blob, Storage, Truth
-from protocaffe.engines.base import LayerNode, Plan, Work
+from protocaffe.engines.base import LayerNode, Plan, Work, own_backward, own_forward
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.pool import Buffer, Pool
 from protocaffe.engines.onednn.primitives import (
     Layout,
     NativeArray,
@@ -66,6 +67,21 @@ class Step:
             storage.truth = Truth.NATIVE
 
 
+@dataclass
+class Gradient:
+    """Where a gradient is: the storage it was computed for, and its array."""
+
+    storage: Storage
+    array: NativeArray
+
+
+AT_HOME = (Truth.HOST, Truth.BOTH)
+"""Where the truth is on the host, too."""
+
+Transient = dict[int, Storage]
+"""Storages by identity."""
+
+
 class OneDnnPlan(Plan):
     """A plan whose kernels are oneDNN primitives.
 
@@ -74,6 +90,7 @@ class OneDnnPlan(Plan):
         nodes: the net's layers with their blobs, shapes known.
         fuses: whether layers may be run as one (see :meth:`Engine.plan`).
         dtype: the type of what kernels pass on between them, ``F32`` or ``BF16``.
+        reuses_memory: see :meth:`Engine.plan`.
     """
 
     def __init__(
@@ -82,15 +99,27 @@ class OneDnnPlan(Plan):
         nodes: Sequence[LayerNode[Layer]],
         fuses: bool = True,
         dtype: int = dnn.F32,
+        reuses_memory: bool = False,
     ) -> None:
         self.runtime = runtime
         self.dtype = dtype
         self.fuses = fuses
+        self.reuses_memory = reuses_memory
+        self.pool = Pool()
+        self._gradients: dict[int, Gradient] = {}
+        self._lost_diffs: list[Storage] = []
+        self._backward_to_bind: list[tuple[LayerNode[Layer], Callable[[], None]]] = []
         self._copies: dict[int, list[NativeArray]] = {}
         self._versions: dict[int, NativeArray] = {}
         self._fused: set[int] = set()
         self._absorbed: set[int] = set()
+        self._own: set[int] = set()
+        _leave_pools(nodes)
         super().__init__(nodes)
+        for _, bind in reversed(self._backward_to_bind):
+            bind()
+        self._first_backward = min((n.index for n in nodes if n.needs_backward), default=0)
+        self._transient = self._share_memory() if reuses_memory else ({}, {})
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: its kernel if there is one for it, else its own code."""
@@ -105,8 +134,30 @@ class OneDnnPlan(Plan):
             or not build(self, node)
         ):
             self._settle_versions(node)
-            super().add(node)
+            self.forward[node.index].append(own_forward(node))
             self._forget_copies([top.data_storage for top in node.tops])
+            self._own.add(node.index)
+            if node.needs_backward:
+                self.bind_backward(node, lambda: self._add_own_backward(node))
+
+    def _add_own_backward(self, node: LayerNode[Layer]) -> None:
+        for top in node.tops:
+            self.settle_gradient(node, top)
+        self.backward[node.index].append(own_backward(node))
+
+    def forward_layer(self, index: int) -> None:
+        """Run one layer's forward work."""
+        if index == 0:
+            self._revive()
+        super().forward_layer(index)
+        if index == len(self.nodes) - 1:
+            self._retire(self._transient[0])
+
+    def backward_layer(self, index: int) -> None:
+        """Run one layer's backward work."""
+        super().backward_layer(index)
+        if index == self._first_backward:
+            self._retire(self._transient[1])
 
     # -- what kernels ask for ------------------------------------------------------------
 
@@ -141,18 +192,57 @@ class OneDnnPlan(Plan):
         needs = keeps_input.get(type(reader.layer))
         if not keep and (needs is None or not needs(self, reader)):
             return bound
-        return self._versions.setdefault(id(storage), NativeArray(layout))
+        return self._versions.setdefault(id(storage), self.memory(layout))
 
     def diff(self, blob: Blob) -> NativeArray:
-        """Return the memory of a blob's diff, in the layout of its data."""
+        """Return the memory of a blob's own diff, in the layout of its data."""
         return self._bound(blob.diff_storage, self.layout(blob))
+
+    def memory(self, layout: Layout, opaque: bool = False) -> NativeArray:
+        """Return new memory, which others may use when no work of the plan needs it.
+
+        Memory with padding is kept apart, because its zeros have to stay; ``opaque`` memory is
+        a primitive's own affair and has none.
+        """
+        if not self.reuses_memory or (layout.has_padding and not opaque):
+            return NativeArray(layout)
+        return NativeArray(layout, Buffer(layout.size))
+
+    def bind_backward(self, node: LayerNode[Layer], bind: Callable[[], None]) -> None:
+        """Have a layer's backward work added when that of all later layers has been."""
+        self._backward_to_bind.append((node, bind))
+
+    def share_gradient(self, node: LayerNode[Layer], bottom: Blob) -> bool:
+        """Let a bottom's gradient be its layer's top's, without a copy.
+
+        Only where memory is reused anyway: nobody is to look at the bottom's own diff then.
+        """
+        top = node.tops[0]
+        if not self.reuses_memory or self.layout(bottom) != self.layout(top):
+            return False
+        self._gradients[id(bottom.diff_storage)] = self._gradient(top)
+        self._lost_diffs.append(bottom.diff_storage)
+        return True
+
+    def settle_gradient(self, node: LayerNode[Layer], top: Blob) -> None:
+        """Bring a shared gradient into the top's own diff, for code that reads it there."""
+        gradient = self._gradient(top)
+        if gradient.storage is not top.diff_storage:
+            copy = reorder(gradient.array, self.diff(top))
+            self.backward[node.index].append(Step(copy, (gradient.storage,), (top.diff_storage,)))
+            del self._gradients[id(top.diff_storage)]
+
+    def _gradient(self, blob: Blob) -> Gradient:
+        """Where the gradient is that a layer finds at its top."""
+        storage = blob.diff_storage
+        return self._gradients.get(id(storage)) or Gradient(storage, self.diff(blob))
 
     def parameter(self, blob: Blob, layout: Layout) -> NativeArray:
         """Return a learnable blob's memory; the first plan that uses it settles its layout."""
         native = blob.data_storage.native
         if isinstance(native, NativeArray):
             return native
-        return self._bound(blob.data_storage, layout)
+        return self._bound(blob.data_storage, layout, lasting=True)
 
     def source(self, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
         """Return the blob's data in the wanted layout, reordered in the forward pass if needed."""
@@ -164,7 +254,7 @@ class OneDnnPlan(Plan):
         for copy in self._copies.setdefault(id(storage), []):
             if self.fuses and copy.layout == layout:
                 return copy
-        copy = NativeArray(layout)
+        copy = self.memory(layout)
         for work in self._transfers(array, copy):
             self.forward[node.index].append(Step(work, (storage,), ()))
         self._copies[id(storage)].append(copy)
@@ -172,13 +262,13 @@ class OneDnnPlan(Plan):
 
     def gradient_in(self, node: LayerNode[Layer], blob: Blob, layout: Layout) -> NativeArray:
         """Return a top's diff in the wanted layout, reordered in the backward pass if needed."""
-        array = self.diff(blob)
-        same = _same_memory(array, layout)
+        gradient = self._gradient(blob)
+        same = _same_memory(gradient.array, layout)
         if same is not None:
             return same
-        copy = NativeArray(layout)
-        for work in self._transfers(array, copy):
-            self.backward[node.index].append(Step(work, (blob.diff_storage,), ()))
+        copy = self.memory(layout)
+        for work in self._transfers(gradient.array, copy):
+            self.backward[node.index].append(Step(work, (gradient.storage,), ()))
         return copy
 
     def add_forward(
@@ -199,9 +289,12 @@ class OneDnnPlan(Plan):
         writes: Sequence[Blob] = (),
     ) -> None:
         """Append backward work that reads data and diffs and writes the diffs of ``writes``."""
-        reads = [blob.data_storage for blob in data] + [blob.diff_storage for blob in diffs]
+        reads = [blob.data_storage for blob in data]
+        reads += [self._gradient(blob).storage for blob in diffs]
         step = Step(run, reads, [blob.diff_storage for blob in writes])
         self.backward[node.index].append(step)
+        for blob in writes:
+            self._gradients.pop(id(blob.diff_storage), None)
 
     def add_bottom_gradient(
         self,
@@ -225,13 +318,13 @@ class OneDnnPlan(Plan):
         direct = _same_memory(target, layout)
         if direct is not None:
             self.add_backward(node, make(direct), data, node.tops, (bottom,))
-            return
-        copy = NativeArray(layout)
-        self.add_backward(node, make(copy), data, node.tops)
-        *first, last = self._transfers(copy, target)
-        for work in first:
-            self.add_backward(node, work)
-        self.add_backward(node, last, writes=(bottom,))
+        else:
+            copy = self.memory(layout)
+            self.add_backward(node, make(copy), data, node.tops)
+            *first, last = self._transfers(copy, target)
+            for work in first:
+                self.add_backward(node, work)
+            self.add_backward(node, last, writes=(bottom,))
 
     def add_parameter_gradients(
         self,
@@ -256,11 +349,11 @@ class OneDnnPlan(Plan):
         unwanted: dict[int, NativeArray] = {}
         for index, (blob, layout) in enumerate(zip(blobs, layouts, strict=True)):
             if not node.layer.param_propagate_down[node.layer.blobs.index(blob)]:
-                unwanted[index] = NativeArray(layout)
+                unwanted[index] = self.memory(layout)
                 continue
             native = blob.data_storage.native
             own = native.layout if isinstance(native, NativeArray) else layout
-            targets.append(self._bound(blob.diff_storage, own))
+            targets.append(self._bound(blob.diff_storage, own, lasting=True))
             wanted.append(blob.diff_storage)
             wanted_layouts.append(layout)
 
@@ -302,7 +395,7 @@ class OneDnnPlan(Plan):
         """
         if self.fuses or self._overwriter(node, node.tops[0]) is None:
             return result
-        copy = NativeArray(result.layout)
+        copy = self.memory(result.layout)
         self.add_forward(node, reorder(result, copy), node.tops, ())
         return copy
 
@@ -318,12 +411,15 @@ class OneDnnPlan(Plan):
 
     # -- memory --------------------------------------------------------------------------
 
-    def _bound(self, storage: Storage, layout: Layout) -> NativeArray:
+    def _bound(self, storage: Storage, layout: Layout, lasting: bool = False) -> NativeArray:
         native = storage.native
         same = _same_memory(native, layout) if isinstance(native, NativeArray) else None
         if same is None:
             # Where the layout is the host's, one memory serves both sides.
-            same = NativeArray(layout, storage.host_memory() if layout.is_plain else None)
+            if layout.is_plain:
+                same = NativeArray(layout, storage.host_memory())
+            else:
+                same = NativeArray(layout) if lasting else self.memory(layout)
             storage.bind(same)
         return same
 
@@ -342,15 +438,14 @@ class OneDnnPlan(Plan):
         runtime, shapes = self.runtime, (source.layout.shape, target.layout.shape)
         if shapes[0] == shapes[1]:
             return [reorder(source, target)]
-        if target.host_view() is not None:
-            return [reorder(source, NativeArray(Layout.plain(runtime, shapes[0]), target.values))]
+        if target.is_plain:
+            return [reorder(source, target.seen_as(Layout.plain(runtime, shapes[0])))]
         works: list[Work] = []
-        if source.host_view() is None:
-            flat = NativeArray(Layout.plain(runtime, shapes[0]))
+        if not source.is_plain:
+            flat = self.memory(Layout.plain(runtime, shapes[0]))
             works.append(reorder(source, flat))
             source = flat
-        alias = NativeArray(Layout.plain(runtime, shapes[1]), source.values)
-        return [*works, reorder(alias, target)]
+        return [*works, reorder(source.seen_as(Layout.plain(runtime, shapes[1])), target)]
 
     def _overwriter(self, node: LayerNode[Layer], blob: Blob) -> LayerNode[Layer] | None:
         """Return the first later layer that reads the blob, if it works in place."""
@@ -370,14 +465,69 @@ class OneDnnPlan(Plan):
         for storage in storages:
             self._copies.pop(id(storage), None)
 
+    def _share_memory(self) -> tuple[Transient, Transient]:
+        """Place all buffers; return the storages that are lost after forward, and backward."""
+        last = 2 * len(self.nodes)
+        storages: tuple[Transient, Transient] = ({}, {})
+        for node in self.nodes:
+            times = (node.index, last - node.index)
+            data, diffs = _storages(node)
+            self._note_uses(self.forward[node.index], data, times[0])
+            self._note_uses(self.backward[node.index], diffs, times[1])
+            if node.needs_backward and node.index in self._own:
+                self._note_uses((), data, times[1])
+            for top in node.tops:
+                if self.next_reader(node, top) is None:
+                    self._note_uses((), [top.data_storage, top.diff_storage], last)
+            storages[0].update((id(each), each) for each in data)
+            storages[1].update((id(each), each) for each in diffs)
+        self.pool.place()
+        lost: tuple[Transient, Transient] = ({}, {})
+        for storage in (*storages[0].values(), *storages[1].values()):
+            native = storage.native
+            if not isinstance(native, NativeArray):
+                continue
+            life = self.pool.lives.get(id(native.buffer))
+            if life is not None and life.last < last:
+                lost[life.last >= len(self.nodes)][id(storage)] = storage
+        lost[1].update(lost[0])
+        lost[1].update((id(storage), storage) for storage in self._lost_diffs)
+        return lost
+
+    def _note_uses(self, works: Iterable[Work], storages: Iterable[Storage], time: int) -> None:
+        for work in works:
+            for array in operands(work):
+                self.pool.use(array.buffer, time)
+        for storage in storages:
+            if isinstance(storage.native, NativeArray):
+                self.pool.use(storage.native.buffer, time)
+
+    def _revive(self) -> None:
+        for storage in self._transient[1].values():
+            if storage.truth is Truth.LOST:
+                storage.truth = Truth.ZERO
+
+    def _retire(self, storages: Transient) -> None:
+        for storage in storages.values():
+            storage.truth = Truth.HOST if storage.truth in AT_HOME else Truth.LOST
+
 
 def _same_memory(array: NativeArray, layout: Layout) -> NativeArray | None:
     """Return the array's memory seen in the layout, if that needs no copy."""
     if array.layout == layout:
         return array
-    if array.host_view() is not None and layout.is_plain:
-        return NativeArray(layout, array.values)
+    if array.is_plain and layout.is_plain:
+        return array.seen_as(layout)
     return None
+
+
+def _leave_pools(nodes: Sequence[LayerNode[Layer]]) -> None:
+    """Part blobs from memory that an earlier plan shared among them."""
+    for node in nodes:
+        for blob in (*node.bottoms, *node.tops):
+            for storage in (blob.data_storage, blob.diff_storage):
+                if isinstance(storage.native, NativeArray) and storage.native.buffer.is_pooled:
+                    storage.leave_native()
 
 
 class Accumulation:
@@ -398,8 +548,9 @@ class Accumulation:
         self._layouts = layouts
         self._make = make
         self._same = all(t.layout == wanted for t, wanted in zip(targets, layouts, strict=True))
-        self._overwrite: list[Primitive] | None = None
+        self._overwrite = self._overwriting()
         self._add: list[Primitive] | None = None
+        self.operands = [array for each in self._overwrite for array in each.operands]
 
     def __call__(self) -> None:
         """Overwrite cleared diffs, or add to others."""
@@ -407,20 +558,17 @@ class Accumulation:
         if not fresh:
             for storage in self._storages:
                 storage.native_read()
-        for primitive in self._overwriting() if fresh else self._adding():
+        for primitive in self._overwrite if fresh else self._adding():
             primitive()
         for storage in self._storages:
             storage.truth = Truth.NATIVE
 
     def _overwriting(self) -> list[Primitive]:
-        if self._overwrite is None:
-            if self._same:
-                self._overwrite = [self._make(list(self._targets))]
-            else:
-                scratch = self._scratch()
-                copies = [reorder(s, t) for s, t in zip(scratch, self._targets, strict=True)]
-                self._overwrite = [self._make(scratch), *copies]
-        return self._overwrite
+        if self._same:
+            return [self._make(list(self._targets))]
+        scratch = self._scratch()
+        copies = [reorder(s, t) for s, t in zip(scratch, self._targets, strict=True)]
+        return [self._make(scratch), *copies]
 
     def _adding(self) -> list[Primitive]:
         if self._add is None:
@@ -433,10 +581,23 @@ class Accumulation:
         return [NativeArray(layout) for layout in self._layouts]
 
 
-def workspace(made: Operation) -> NativeArray | None:
+def workspace(plan: OneDnnPlan, made: Operation) -> NativeArray | None:
     """Return memory for what forward notes down for backward (None where nothing is noted)."""
     layout = made.layout(dnn.QUERY_WORKSPACE, ())
-    return NativeArray(layout) if layout.size else None
+    return plan.memory(layout, opaque=True) if layout.size else None
+
+
+def operands(work: Work) -> Sequence[NativeArray]:
+    """Return the arrays that a piece of work is known to use."""
+    run = work.run if isinstance(work, Step) else work
+    known: Sequence[NativeArray] = getattr(run, "operands", ())
+    return known
+
+
+def _storages(node: LayerNode[Layer]) -> tuple[list[Storage], list[Storage]]:
+    """The data and the diff storages of a layer's blobs."""
+    blobs = (*node.bottoms, *node.tops)
+    return [blob.data_storage for blob in blobs], [blob.diff_storage for blob in blobs]
 
 
 def forced_own_code(layer: Layer) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from protocaffe.engines.base import LayerNode, Work
@@ -33,23 +35,37 @@ def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
         return False
     forward, backward = made
     dst = forward.layout(dnn.QUERY_DST, top.shape, src.dtype)
-    notes = workspace(forward) if backward is not None else None
+    notes = workspace(plan, forward) if backward is not None else None
     source, target = plan.source(node, bottom, src), plan.top(node, 0, dst)
     arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target, dnn.ARG_WORKSPACE: notes}
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if correction is not None:
         plan.add_forward(node, _scaled(target, correction, target), (top,), (top,))
     if backward is not None and node.propagate_down[0]:
-        gradient = plan.diff(top)
-        if correction is not None:
-            corrected = NativeArray(dst)
-            plan.add_backward(node, _scaled(gradient, correction, corrected), diffs=(top,))
-            gradient = corrected
-        operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: notes}
-        plan.add_bottom_gradient(
-            node, lambda into: Primitive(backward, {**operands, dnn.ARG_DIFF_SRC: into}), src
+        plan.bind_backward(
+            node, partial(_pooling_backward, plan, node, backward, (src, dst), notes, correction)
         )
     return True
+
+
+def _pooling_backward(
+    plan: OneDnnPlan,
+    node: LayerNode[Pooling],
+    made: Operation,
+    layouts: tuple[Layout, Layout],
+    notes: NativeArray | None,
+    correction: NativeArray | None,
+) -> None:
+    src, dst = layouts
+    gradient = plan.gradient_in(node, node.tops[0], dst)
+    if correction is not None:
+        corrected = plan.memory(dst)
+        plan.add_backward(node, _scaled(gradient, correction, corrected), diffs=node.tops)
+        gradient = corrected
+    operands = {dnn.ARG_DIFF_DST: gradient, dnn.ARG_WORKSPACE: notes}
+    plan.add_bottom_gradient(
+        node, lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}), src
+    )
 
 
 def _operations(
@@ -160,7 +176,7 @@ def lrn(plan: OneDnnPlan, node: LayerNode[LRN]) -> bool:
         backward = operation(runtime, "lrn_backward", *head, layout, *rule, forward, None)
         if backward is None or backward.is_reference:
             return False
-    notes = workspace(forward) if backward is not None else None
+    notes = workspace(plan, forward) if backward is not None else None
     source = plan.source(node, bottom, layout)
     arrays = {
         dnn.ARG_SRC: source,
@@ -169,16 +185,25 @@ def lrn(plan: OneDnnPlan, node: LayerNode[LRN]) -> bool:
     }
     plan.add_forward(node, Primitive(forward, arrays), (bottom,), (top,))
     if backward is not None and node.propagate_down[0]:
-        operands = {
-            dnn.ARG_SRC: source,
-            dnn.ARG_DIFF_DST: plan.diff(top),
-            dnn.ARG_WORKSPACE: notes,
-        }
-        made = backward
-        plan.add_bottom_gradient(
-            node,
-            lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}),
-            layout,
-            data=(bottom,),
-        )
+        plan.bind_backward(node, partial(_lrn_backward, plan, node, backward, source, notes))
     return True
+
+
+def _lrn_backward(
+    plan: OneDnnPlan,
+    node: LayerNode[LRN],
+    made: Operation,
+    source: NativeArray,
+    notes: NativeArray | None,
+) -> None:
+    operands = {
+        dnn.ARG_SRC: source,
+        dnn.ARG_DIFF_DST: plan.gradient_in(node, node.tops[0], source.layout),
+        dnn.ARG_WORKSPACE: notes,
+    }
+    plan.add_bottom_gradient(
+        node,
+        lambda into: Primitive(made, {**operands, dnn.ARG_DIFF_SRC: into}),
+        source.layout,
+        data=node.bottoms,
+    )

@@ -8,6 +8,7 @@ for good: calling it allocates nothing.
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_float, c_int64, c_void_p
@@ -17,6 +18,7 @@ import numpy as np
 
 from protocaffe.blob import Array, aligned_empty
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.pool import Buffer
 
 
 class OneDnnError(RuntimeError):
@@ -134,6 +136,11 @@ class Layout:
         return -(-int(self.runtime.library.dnnl_memory_desc_get_size(self.handle)) // 4)
 
     @property
+    def has_padding(self) -> bool:
+        """Whether the memory has more numbers than the shape."""
+        return self.size != -(-math.prod(self.shape) * (2 if self.dtype == dnn.BF16 else 4) // 4)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the numbers lie as on the host."""
         return self == Layout.plain(self.runtime, self.shape)
@@ -152,29 +159,40 @@ class NativeArray:
 
     Args:
         layout: how the numbers lie.
-        values: flat memory to use (at least ``layout.size`` floats); new memory without it.
+        values: flat memory to use (at least ``layout.size`` floats), or a buffer that others use
+            too or that has no place yet; new memory without it.
     """
 
-    def __init__(self, layout: Layout, values: Array | None = None) -> None:
+    def __init__(self, layout: Layout, values: Array | Buffer | None = None) -> None:
         runtime = layout.runtime
         self.layout = layout
+        self.is_plain = layout.is_plain
         if values is None:
             values = aligned_empty(layout.size, np.float32)
-            if not layout.is_plain:
+            if not self.is_plain:
                 values.fill(0)  # padding must hold zeros, and stays so
-        self.values = values
-        self._view = values if layout.is_plain else None
+        self.buffer = values if isinstance(values, Buffer) else Buffer(layout.size, values)
         self.memory = c_void_p()
-        runtime.check(
-            "memory_create",
-            *(byref(self.memory), layout.handle, runtime.engine, values.ctypes.data),
-        )
+        runtime.check("memory_create", byref(self.memory), layout.handle, runtime.engine, None)
         _own(self, runtime.library.dnnl_memory_destroy, self.memory)
+        self.buffer.when_placed(self._point_at)
         self._transfers: dict[str, tuple[Array, Primitive]] = {}
+
+    @property
+    def values(self) -> Array:
+        """The flat memory; asking for it settles where it is."""
+        return self.buffer.values
+
+    def seen_as(self, layout: Layout) -> NativeArray:
+        """Return the same memory in another layout."""
+        return NativeArray(layout, self.buffer)
 
     def host_view(self) -> Array | None:
         """The flat values, if they lie as on the host."""
-        return self._view
+        return self.values if self.is_plain else None
+
+    def _point_at(self, values: Array) -> None:
+        self.layout.runtime.check("memory_set_data_handle", self.memory, values.ctypes.data)
 
     def load(self, host: Array) -> None:
         """Reorder the host's flat array into this layout."""
@@ -274,20 +292,26 @@ def operation(runtime: Runtime, kind: str, *arguments: Any) -> Operation | None:
 
 
 class Primitive:
-    """An operation bound to its arrays; calling it runs it, and allocates nothing."""
+    """An operation bound to its arrays; calling it runs it, and allocates nothing.
+
+    Attributes:
+        implementation: which code of oneDNN does it.
+        operands: the arrays.
+    """
 
     def __init__(self, made_from: Operation, arrays: Mapping[int, NativeArray | None]) -> None:
         runtime = made_from.runtime
         self.implementation = made_from.implementation
-        self._arrays = [(arg, array) for arg, array in arrays.items() if array is not None]
-        self._arguments = (dnn.ExecArg * len(self._arrays))(
-            *(dnn.ExecArg(arg, array.memory) for arg, array in self._arrays)
+        bound = [(arg, array) for arg, array in arrays.items() if array is not None]
+        self.operands = [array for _, array in bound]
+        self._arguments = (dnn.ExecArg * len(bound))(
+            *(dnn.ExecArg(arg, array.memory) for arg, array in bound)
         )
         self._primitive = c_void_p()
         runtime.check("primitive_create", byref(self._primitive), made_from.handle)
         _own(self, runtime.library.dnnl_primitive_destroy, self._primitive)
         self._execute = runtime.execute
-        self._count = len(self._arrays)
+        self._count = len(bound)
 
     def __call__(self) -> None:
         """Run it."""

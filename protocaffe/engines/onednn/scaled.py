@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
@@ -39,7 +40,7 @@ def scaled_batch_norm(plan: OneDnnPlan, node: LayerNode[ScaledBatchNorm]) -> boo
     run = Normalization(layer, Primitive(made[0], arrays), arrays, bottom.count // channels)
     plan.add_forward(node, run, (bottom, layer.scale, layer.bias), node.tops)
     if made[1] is not None:
-        _backward(plan, node, made[1], operands)
+        plan.bind_backward(node, partial(_backward, plan, node, made[1], operands))
     return True
 
 
@@ -52,9 +53,10 @@ def _backward(
     """One primitive gives the bottom's diff and those of scale and shift together."""
     layer, bottom = node.layer, node.bottoms[0]
     into = plan.diff(bottom)
+    gradient = plan.gradient_in(node, node.tops[0], into.layout)
     if not node.propagate_down[0]:
-        into = NativeArray(into.layout)
-    read = {**operands, dnn.ARG_DIFF_DST: plan.diff(node.tops[0]), dnn.ARG_DIFF_SRC: into}
+        into = plan.memory(into.layout)
+    read = {**operands, dnn.ARG_DIFF_DST: gradient, dnn.ARG_DIFF_SRC: into}
     parameters = (layer.scale, layer.bias)
 
     def make(diffs: Sequence[NativeArray]) -> Primitive:

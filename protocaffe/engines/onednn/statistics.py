@@ -68,7 +68,7 @@ def kept(
     """Return the source as backward needs it: a copy, if forward is about to overwrite it."""
     if source is not target:
         return source
-    copy = NativeArray(source.layout)
+    copy = plan.memory(source.layout)
     plan.add_forward(node, reorder(source, copy), node.bottoms, ())
     return copy
 
@@ -87,6 +87,7 @@ class Normalization:
         assert mean is not None
         assert variance is not None
         self.mean, self.variance = mean.values, variance.values
+        self.operands = primitive.operands
         self._layer = layer
         self._primitive = primitive
         self._count = count
@@ -116,9 +117,10 @@ def scale_backward(
         made: the primitive.
         operands: what it reads besides the top's diff.
     """
-    gradient, into = plan.diff(node.tops[0]), plan.diff(first.bottoms[0])
+    into = plan.diff(first.bottoms[0])
+    gradient = plan.gradient_in(node, node.tops[0], into.layout)
     if not first.propagate_down[0]:
-        into = NativeArray(into.layout)
+        into = plan.memory(into.layout)
     operands = {**operands, dnn.ARG_DIFF_DST: gradient, dnn.ARG_DIFF_SRC: into}
     roles = (dnn.ARG_DIFF_SCALE, dnn.ARG_DIFF_SHIFT)
     blobs = node.layer.blobs

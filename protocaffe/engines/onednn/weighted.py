@@ -149,16 +149,26 @@ def bind_passes(
         arrays[dnn.ARG_POST_OP * 2 | dnn.ARG_SRC_1] = folded.shift
         plan.add_forward(node, folded, (), ())
     plan.add_forward(node, Primitive(passes.forward, arrays), (bottom, *blobs), (top,))
-    if not node.needs_backward:
-        return
-    gradient = plan.gradient_in(node, top, passes.dst)
+    if node.needs_backward:
+        plan.bind_backward(node, lambda: _bind_backward(plan, node, passes, source, weights))
+
+
+def _bind_backward(
+    plan: OneDnnPlan,
+    node: LayerNode[Layer],
+    passes: Passes,
+    source: NativeArray,
+    weights: NativeArray,
+) -> None:
+    blobs = node.layer.blobs
+    gradient = plan.gradient_in(node, node.tops[0], passes.dst)
     backward_data, backward_weights = passes.backward_data, passes.backward_weights
     if backward_weights is not None:
         _bind_backward_weights(plan, node, passes, backward_weights, source, gradient)
     if backward_data is not None:
         wanted = backward_data.layout(dnn.QUERY_WEIGHTS, passes.weights.shape, passes.weights.dtype)
         if wanted != weights.layout:
-            copy = NativeArray(wanted)
+            copy = plan.memory(wanted)
             plan.add_backward(node, reorder(weights, copy), data=blobs[:1])
             weights = copy
         operands = {dnn.ARG_WEIGHTS: weights, dnn.ARG_DIFF_DST: gradient}
