@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from protocaffe.blob import Array
-from protocaffe.export.fold import normalizes, own_scale
+from protocaffe.export.fold import own_scale
 from protocaffe.export.graph import OnnxGraph, Step, converts
 from protocaffe.export.image import FLOAT
 from protocaffe.layers.activation import (
@@ -187,9 +187,8 @@ def batch_norm(graph: OnnxGraph, step: Step) -> list[str]:
         names = [graph.constant(each, hint) for hint, each in operands.items()]
         return [graph.op("BatchNormalization", y, *names, epsilon=layer.eps)]
     rank = step.bottoms[0].num_axes
-    if normalizes(layer):
-        centred, variances = _centred(graph, y, [0, *range(2, rank)])
-        y = graph.op("Div", centred, graph.op("Sqrt", graph.shifted(variances, layer.eps)))
+    centred, variances = _centred(graph, y, [0, *range(2, rank)])
+    y = graph.op("Div", centred, graph.op("Sqrt", graph.shifted(variances, layer.eps)))
     if isinstance(layer, ScaledBatchNorm):
         per_channel = (each.reshape(-1, *(1,) * (rank - 2)) for each in own_scale(layer))
         scale_name, bias_name = (graph.constant(each, "operand") for each in per_channel)

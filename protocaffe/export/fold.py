@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers import Layer
-from protocaffe.layers.bn import SegNetBN
 from protocaffe.layers.convolution import ConvolutionBase, Deconvolution
 from protocaffe.layers.inner_product import InnerProduct
 from protocaffe.layers.normalization import BatchNorm, ScaledBatchNorm
@@ -75,18 +74,11 @@ def _affine(layer: Layer, channels: int) -> tuple[Vector, Vector] | None:
 
 def _normalization(layer: BatchNorm) -> tuple[Vector, Vector] | None:
     own, shift = (each.astype(np.float64) for each in own_scale(layer))
-    if not normalizes(layer):
-        return own, shift
     if not layer.use_global_stats:
         return None
     mean, variance = layer.running_statistics()
     scale = own / np.sqrt(variance.astype(np.float64) + layer.eps)
     return scale, shift - mean * scale
-
-
-def normalizes(layer: BatchNorm) -> bool:
-    """Tell whether there are statistics; SegNet's layers may have worked them into the scale."""
-    return not isinstance(layer, SegNetBN) or layer.normalizes
 
 
 def own_scale(layer: BatchNorm) -> tuple[Array, Array]:
