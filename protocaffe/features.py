@@ -65,8 +65,8 @@ def extract_features(
                 blob = net.blobs[name]
                 store.add(blob)
                 before, counts[i] = counts[i], counts[i] + blob.num
-                for count in range(before - before % LOG_EVERY, counts[i], LOG_EVERY):
-                    _log_count(count + LOG_EVERY, name)
+                for full in range(before // LOG_EVERY + 1, counts[i] // LOG_EVERY + 1):
+                    _log_count(full * LOG_EVERY, name)
             if progress:
                 progress(batch)
     for name, count in zip(blobs, counts, strict=True):

@@ -133,14 +133,18 @@ def write_sheet(path: StrPath, database: Database, contents: Contents, images: i
     """
     import cv2
 
-    step = max(1, math.ceil(contents.examined / images))
-    chosen = islice(database.records(), 0, contents.examined, step)
-    cells = [_cell(record, database.path, contents) for record in chosen]
+    count = min(images, contents.examined)
+    chosen = {i * contents.examined // count for i in range(count)}
+    cells = [
+        _cell(record, database.path, contents)
+        for i, record in enumerate(islice(database.records(), contents.examined))
+        if i in chosen
+    ]
     columns = math.ceil(math.sqrt(len(cells)))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     write_atomic(path, cv2.imencode(".png", np.vstack(rows))[1].tobytes())
-    return math.ceil(contents.examined / step)
+    return count
 
 
 def _class_names(database: Database) -> list[str]:

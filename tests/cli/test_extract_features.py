@@ -8,8 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
+from protocaffe import features
 from protocaffe.data.database import open_database
 from protocaffe.data.datum import datum_array, parse_datum
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
 from tests.cli.caffe_log import PREFIX
 from tests.data.samples import DATABASES, GOLDEN
 
@@ -49,6 +52,17 @@ def test_recorded_command(run_protocaffe, folder):
             assert [field.name for field, _ in one.ListFields()] == [
                 field.name for field, _ in other.ListFields()
             ]
+
+
+def test_the_log_counts_by_thousands(folder, monkeypatch, caplog):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(features, "LOG_EVERY", 10)
+    net = Net("net.prototxt", caffe_pb2.TEST, weights="weights.caffemodel")
+    caplog.set_level("INFO", "protocaffe")
+    features.extract_features(net, ["f"], ["f_lmdb"], 3)
+    net.close()
+    said = [each.message for each in caplog.records if "query images" in each.message]
+    assert [line.split()[3] for line in said] == ["10", "20", "24"]
 
 
 @pytest.mark.parametrize("files", ["all.h5", "c.h5,f.h5"])

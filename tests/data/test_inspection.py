@@ -108,7 +108,7 @@ def test_a_sheet_of_some_images(tmp_path):
     drawn, sheet = sheet_of(write_database(tmp_path / "db", values), 4)
     assert drawn == 4
     shown = [cell(sheet, row, column)[0, 0, 0] for row in (0, 1) for column in (0, 1)]
-    assert shown == [0, 60, 120, 180]
+    assert shown == [0, 40, 100, 140]
 
 
 @pytest.mark.parametrize(
