@@ -12,6 +12,7 @@ import fcntl
 import glob
 import os
 import shutil
+from collections.abc import Sequence
 
 from protocaffe.errors import DataError
 from protocaffe.log import log
@@ -24,6 +25,8 @@ class FolderAside:
     Args:
         path: its final name.
         force: whether to replace what is there already.
+        marks: a folder that is replaced must hold a file of one of these names, or nothing, lest a
+            slip of the pen removes what cannot be made again. Without any, all are replaced.
 
     Attributes:
         path: see above, without a slash at the end.
@@ -33,7 +36,7 @@ class FolderAside:
         DataError: there is something at ``path`` already, or the folder cannot be made.
     """
 
-    def __init__(self, path: StrPath, *, force: bool = False) -> None:
+    def __init__(self, path: StrPath, *, force: bool = False, marks: Sequence[str] = ()) -> None:
         self.path = os.fspath(path).rstrip("/")
         self._force = force
         self._remove_leftovers()
@@ -41,6 +44,11 @@ class FolderAside:
             raise DataError(
                 f"'{self.path}' exists already; remove it, choose another name, or overwrite it "
                 f"with force (--force on the command line)"
+            )
+        if marks and os.path.isdir(self.path) and _is_of_another_kind(self.path, marks):
+            raise DataError(
+                f"'{self.path}' is not replaced, even with force: it has other files than "
+                f"{' or '.join(marks)} in it; choose another name, or remove it yourself"
             )
         self.folder = f"{self.path}.partial-{os.getpid()}"
         self._lock = -1
@@ -101,16 +109,22 @@ class FolderAside:
             raise DataError(f"'{self.path}' cannot be made: {error.strerror}") from error
 
     def _remove_leftovers(self) -> None:
-        for folder in glob.glob(f"{glob.escape(self.path)}.partial-*"):
+        for folder in self._siblings("partial"):
             if _is_abandoned(folder):
                 log.warning("Removing %s, left behind by an interrupted run", folder)
                 _remove(folder)
-        for old in glob.glob(f"{glob.escape(self.path)}.replaced-*"):
+        for old in self._siblings("replaced"):
             if os.path.lexists(self.path):
                 _remove(old)
             else:  # the run ended before the new one was in its place
                 log.warning("Renaming %s back to %s", old, self.path)
                 os.rename(old, self.path)
+
+    def _siblings(self, kind: str) -> list[str]:
+        """Return the names of a kind that runs, which put their number at the end, have used."""
+        start = f"{self.path}.{kind}-"
+        found = glob.glob(f"{glob.escape(start)}*")
+        return [path for path in found if path.removeprefix(start).isdecimal()]
 
     def _unlock(self) -> None:
         _unfinished.pop(self.folder, None)
@@ -130,9 +144,17 @@ def _discard_all() -> None:
         aside.discard()
 
 
+def _is_of_another_kind(path: str, marks: Sequence[str]) -> bool:
+    names = os.listdir(path)
+    return bool(names) and not set(names).intersection(marks)
+
+
 def _is_abandoned(folder: str) -> bool:
     """Tell whether no running process fills the folder."""
-    lock = os.open(folder, os.O_RDONLY)
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # it has just been finished
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -55,7 +55,7 @@ class HDF5Writer:
         self._room = 0
         self.rows = 0
         self.files = 0
-        self._aside = FolderAside(path, force=force)
+        self._aside = FolderAside(path, force=force, marks=[LIST])
 
     def __enter__(self) -> HDF5Writer:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -83,6 +84,8 @@ def resize_and_crop(
         DataError: the folder exists already or cannot be written, no image could be read, or an
             image could not with ``strict``.
     """
+    if Path(out).resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+        raise DataError(f"'{os.fspath(out)}' holds the images themselves; choose another folder")
     square = _with_pillow() if library == "pil" else _with_opencv
     root = os.path.join(source, "")
     with FolderAside(out, force=force) as aside:

@@ -10,10 +10,12 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from protocaffe.data.aside import FolderAside
-from protocaffe.data.database import Record, import_plyvel
+from protocaffe.data.database import BACKENDS, Record, import_plyvel
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
+MARKS = [kind.main_file for kind in BACKENDS.values()]
+"""Files by which an older database is known."""
 COMMIT_RECORDS = 1000
 COMMIT_BYTES = 1 << 26
 """A transaction takes as many records, or as many bytes, at most."""
@@ -37,7 +39,7 @@ class DatabaseWriter(ABC):
         self._pending: list[Record] = []
         self._pending_bytes = 0
         self._handle: Any = None
-        self._aside = FolderAside(path, force=force)
+        self._aside = FolderAside(path, force=force, marks=MARKS)
         self.path = self._aside.path
         try:
             self._handle = self._create(self._aside.folder)

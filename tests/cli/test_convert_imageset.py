@@ -99,6 +99,7 @@ def test_strict_stops_at_a_bad_file(run_protocaffe, folder):
             1,
             "list.txt:8: image 'images/im07.png' is 3 x",
         ),
+        (["--force", "images/", "list.txt", "images"], 1, "'images' is not replaced, even with"),
         (["images/", "list.txt", "dbs"], 1, "'dbs' exists already"),
         (["images/", "none.txt", "db"], 1, "list file 'none.txt': No such file"),
         (["images", "list.txt", "db"], 1, "none of the 40 files could be read"),

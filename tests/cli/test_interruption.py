@@ -92,7 +92,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(folder):
 
 def test_what_is_to_be_replaced_stays_until_the_end(folder):
     (folder / "out").mkdir()
-    (folder / "out" / "file").touch()
+    (folder / "out" / "data.mdb").touch()
     words = [*COMMANDS["convert_imageset"], "--force"]
     process = subprocess.Popen(
         [sys.executable, "-m", "protocaffe", "convert_imageset", *words],
@@ -104,4 +104,4 @@ def test_what_is_to_be_replaced_stays_until_the_end(folder):
     process.terminate()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert written(folder) == ["out"]
-    assert os.listdir(folder / "out") == ["file"]
+    assert os.listdir(folder / "out") == ["data.mdb"]

@@ -78,5 +78,23 @@ def test_killed_between_two_renames(tmp_path):
 def test_killed_before_the_old_one_is_removed(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new.replaced-1").mkdir()
+    (tmp_path / "new.replaced-by-me").mkdir()
+    (tmp_path / "new.partial-draft").mkdir()
     with FolderAside(tmp_path / "new", force=True):
-        assert "new.replaced-1" not in os.listdir(tmp_path)
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["new", "new.partial-draft", "new.replaced-by-me"]
+
+
+@pytest.mark.parametrize(("names", "replaced"), [([], True), (["mark", "x"], True), (["x"], False)])
+def test_only_folders_of_the_kind_are_replaced(tmp_path, names, replaced):
+    (tmp_path / "new").mkdir()
+    for name in names:
+        (tmp_path / "new" / name).touch()
+    if replaced:
+        with FolderAside(tmp_path / "new", force=True, marks=["mark"]):
+            pass
+        assert os.listdir(tmp_path / "new") == []
+    else:
+        with pytest.raises(DataError, match="new' is not replaced, even with force: it has other"):
+            FolderAside(tmp_path / "new", force=True, marks=["mark"])
+        assert os.listdir(tmp_path / "new") == names

@@ -63,6 +63,12 @@ def test_strict(folder, library):
     assert os.listdir(folder) == ["in"]
 
 
+@pytest.mark.parametrize("out", ["in", "."])
+def test_the_images_are_not_replaced(folder, out):
+    with pytest.raises(DataError, match="holds the images themselves"):
+        resize_and_crop(folder / "in", ENTRIES, folder / out, 10, force=True)
+
+
 def test_types_that_cannot_be_written(folder):
     (folder / "in" / "x.xyz").write_bytes(png(WIDE))
     with pytest.raises(DataError, match=r"cannot write images of the type '\.xyz'"):
