@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Generic, TypeVar
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from protocaffe.data.database import Database, Record
 from protocaffe.data.datum import Array, read_alike, read_record, record_error
-from protocaffe.data.transformer import SMALL, Transformer
+from protocaffe.data.transformer import SMALL, Transformer, normalize
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
 Floats = npt.NDArray[np.float32]
+CHUNK = 1 << 17
+"""Numbers that are finished together: as floats they fit a second-level cache."""
 Images = Sequence[Array] | Array
 """(channels, height, width) each, in a list or in one array."""
 R = TypeVar("R")
@@ -43,25 +46,45 @@ class Batch:
     """What a data layer puts in its tops; the memory is used again for the next batch.
 
     Attributes:
-        data: the images, float32, shape (batch, channels, height, width).
+        data: the images, shape (batch, channels, height, width); float32, or uint8 if mean and
+            scale are still to be applied.
         labels: float32, shape (batch,).
         wraps: see :class:`RawBatch`.
+        mean: what is still to be subtracted from every image, or None.
+        scale: what is still to be multiplied afterwards.
     """
 
     def __init__(self) -> None:
-        self.data: Floats = np.empty((0, 0, 0, 0), np.float32)
+        self.data: Array = np.empty((0, 0, 0, 0), np.float32)
         self.labels: Floats = np.empty(0, np.float32)
         self.wraps = 0
-        self._memory: Floats = np.empty(0, np.float32)
+        self.mean: Array | None = None
+        self.scale = np.float32(1)
+        self._memory = np.empty(0, np.uint8)
 
-    def reshape(self, *shape: int) -> None:
+    def reshape(self, *shape: int, dtype: npt.DTypeLike = np.float32) -> None:
         """Give ``data`` and ``labels`` their shapes; the values are whatever was there."""
-        count = int(np.prod(shape))
-        if count > self._memory.size:
-            self._memory = np.empty(count, np.float32)
-        self.data = self._memory[:count].reshape(shape)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > self._memory.size:
+            self._memory = np.empty(size, np.uint8)
+        self.data = self._memory[:size].view(dtype).reshape(shape)
         if len(self.labels) != shape[0]:
             self.labels = np.empty(shape[0], np.float32)
+
+    def copy_to(self, out: Array, xp: Any = np) -> None:
+        """Write the finished images into an array of the module ``xp``."""
+        mean = None if self.mean is None else xp.asarray(self.mean)
+        step = max(1, CHUNK // math.prod(out.shape[1:]))
+        for start in range(0, len(out), step):
+            part = slice(start, start + step)
+            normalize(xp.asarray(self.data[part]), mean, self.scale, out[part])
+
+    def finish(self) -> None:
+        """Apply what is still to be applied."""
+        if self.data.dtype == np.uint8:
+            finished = np.empty(self.data.shape, np.float32)
+            self.copy_to(finished)
+            self.data, self.mean, self.scale = finished, None, np.float32(1)
 
 
 def database_rounds(
@@ -144,10 +167,9 @@ class BatchFiller(ABC, Generic[R]):
     def error(self, record: R, message: str) -> DataError:
         """Return an error that names the record."""
 
-    def read_all(self, records: list[R]) -> tuple[Images, Sequence[int] | Array]:
-        """Return the images and the labels of a batch; see :meth:`read`."""
-        images, labels = zip(*(self.read(record) for record in records), strict=True)
-        return images, labels
+    def read_alike(self, records: list[R]) -> tuple[Array, Array] | None:
+        """Return the images, in one array, and the labels of a batch that can be read at once."""
+        return None
 
     def output_shape(self, record: R) -> tuple[int, int, int]:
         """Return (channels, height, width) of what the record becomes."""
@@ -160,30 +182,76 @@ class BatchFiller(ABC, Generic[R]):
         Raises:
             DataError: a record cannot be used; the message names it.
         """
-        images, labels = self.read_all(raw.records)
-        shape = self._common_shape(raw.records, images)
-        batch.reshape(len(images), *shape)
+        alike = self.read_alike(raw.records)
+        if alike is not None:
+            self._fill_together(raw, batch, *alike)
+            return
+        first = self.read(raw.records[0])
+        rest = map(self.read, raw.records[1:])
+        if first[0].size <= SMALL:
+            images, labels = zip(first, *rest, strict=True)
+            self._fill_together(raw, batch, images, labels)
+        else:
+            self._fill_one_by_one(raw, batch, chain([first], rest))
+
+    def _fill_together(
+        self, raw: RawBatch[R], batch: Batch, images: Images, labels: Sequence[int] | Array
+    ) -> None:
+        common = self._shape(raw.records[0], images[0])
+        fitting = {images[0].shape}
+        for record, image in zip(raw.records, images, strict=True):
+            self._check_shape(record, image, common, fitting)
+        self._prepare(raw, batch, common, all(image.dtype == np.uint8 for image in images))
         choices = self.transformer.choices(self.seed, raw.position, len(images))
         self.transformer(images, batch.data, choices)
         batch.labels[...] = labels
+
+    def _fill_one_by_one(
+        self, raw: RawBatch[R], batch: Batch, reads: Iterator[tuple[Array, int]]
+    ) -> None:
+        """Fill the batch with large images: each is finished while it is in the cache."""
+        common: tuple[int, int, int] | None = None
+        fitting: set[tuple[int, ...]] = set()
+        choices = self.transformer.choices(self.seed, raw.position, len(raw.records))
+        for i, (record, (image, label)) in enumerate(zip(raw.records, reads, strict=True)):
+            if common is None:
+                common = self._shape(record, image)
+                self._prepare(raw, batch, common, image.dtype == np.uint8)
+            self._check_shape(record, image, common, fitting)
+            if image.dtype != np.uint8:
+                batch.finish()
+            row = None if choices is None else choices[i].tolist()
+            try:
+                self.transformer.transform(image, batch.data[i], row)
+            except DataError as error:
+                raise self.error(record, str(error)) from None
+            batch.labels[i] = label
+
+    def _prepare(
+        self, raw: RawBatch[R], batch: Batch, shape: tuple[int, int, int], are_bytes: bool
+    ) -> None:
+        """Give the batch its shape and type."""
+        transformer = self.transformer
+        stays = are_bytes and transformer.keeps_bytes
+        batch.reshape(len(raw.records), *shape, dtype=np.uint8 if stays else np.float32)
+        batch.mean = transformer.mean_of_batch() if stays else None
+        batch.scale = transformer.scale if stays else np.float32(1)
         batch.wraps = raw.wraps
 
-    def _common_shape(self, records: list[R], images: Images) -> tuple[int, int, int]:
-        """Return the shape that all images become."""
-        common = self._shape(records[0], images[0])
-        fitting = {images[0].shape}
-        for record, image in zip(records, images, strict=True):
-            if image.shape in fitting:
-                continue
-            shape = self._shape(record, image)
-            if shape != common:
-                raise self.error(
-                    record,
-                    f"has shape {shape}, but the first one of its batch {common}; "
-                    f"images of different sizes need batch_size 1, a crop_size, or to be resized",
-                )
-            fitting.add(image.shape)
-        return common
+    def _check_shape(
+        self, record: R, image: Array, common: tuple[int, ...], fitting: set[tuple[int, ...]]
+    ) -> None:
+        """Refuse an image that becomes another shape; ``fitting`` are shapes known to fit."""
+        if image.shape in fitting:
+            return
+        shape = self._shape(record, image)
+        if shape != common:
+            raise self.error(
+                record,
+                f"has shape {shape}, but the first one of its batch {common}; "
+                f"images of different sizes need batch_size 1, a crop_size, or to be resized",
+            )
+        fitting.add(image.shape)
 
     def _shape(self, record: R, image: Array) -> tuple[int, int, int]:
         try:
@@ -213,13 +281,12 @@ class DatumFiller(BatchFiller[Record]):
             self._warn_of_force()
         return image, datum.label
 
-    def read_all(self, records: list[Record]) -> tuple[Images, Sequence[int] | Array]:
-        """Return the images and the labels of a batch; see :meth:`read`."""
+    def read_alike(self, records: list[Record]) -> tuple[Array, Array] | None:
+        """Return the images, in one array, and the labels of small raw datums."""
         values = [value for _, value in records]
         alike = read_alike(values) if len(values[0]) <= SMALL else None
-        if alike is None:
-            return super().read_all(records)
-        self._warn_of_force()
+        if alike is not None:
+            self._warn_of_force()
         return alike
 
     def error(self, record: Record, message: str) -> DataError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.data.augment import COLUMNS, LEFT, MIRROR, TOP, Augmentation, Choices
+from protocaffe.data.augment import COLUMNS, LEFT, MIRROR, TOP, Augmentation, Choices, Row
 from protocaffe.data.datum import Array, interleaved, is_planar_view, planar
 from protocaffe.errors import DataError, ProtocaffeError
 from protocaffe.proto import caffe_pb2
@@ -18,6 +18,20 @@ from protocaffe.proto.binary import blob_to_array, read_binary
 
 SMALL = 1 << 14
 """Images of up to this many values cost more calls than work and are transformed together."""
+
+
+def normalize(values: Array, mean: Array | None, scale: float, out: Array) -> None:
+    """Write (values - mean) * scale.
+
+    Converting, subtracting and scaling one after the other is as fast as NumPy gets: ``out``
+    stays in the cache, if it is no more than an image or so, and mixed types would go through a
+    buffer.
+    """
+    out[...] = values
+    if mean is not None:
+        out -= mean
+    if scale != 1:
+        out *= scale
 
 
 class Transformer:
@@ -47,6 +61,9 @@ class Transformer:
         mean: the mean image, or one value per channel or for all, (channels, 1, 1); None if
             nothing is taken off.
         augmentation: the random changes of training; None in TEST and where there are none.
+        keeps_bytes: whether mean and scale are the same for all images of a batch, so that
+            8-bit images may stay as they are until the net takes the batch: copying floats
+            from thread to thread takes longer than making them.
     """
 
     def __init__(
@@ -66,9 +83,10 @@ class Transformer:
         self.augmentation = augmentation if training and augmentation.names else None
         self.mean_file = param.mean_file
         self.mean = self._read_mean(param)
-        self._mirrored_mean = self.mean
-        if self.mean is not None and self.mean_file:
-            self._mirrored_mean = np.ascontiguousarray(self.mean[..., ::-1])
+        self.keeps_bytes = not (
+            (self.mean_file and (self.random_crop or self.mirror))
+            or (self.augmentation and self.augmentation.leaves_gaps)
+        )
         self._own = threading.local()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -108,7 +126,9 @@ class Transformer:
         Args:
             images: each (channels, height, width), uint8 or float32; with a crop they may
                 differ in size.
-            out: float32, shape (images, channels, height, width), overwritten.
+            out: shape (images, channels, height, width), overwritten. If it is of uint8, which
+                :attr:`keeps_bytes` must allow, :meth:`mean_of_batch` and the scale are still to
+                be applied.
             choices: from :meth:`choices`, one row per image.
         """
         if isinstance(images, np.ndarray):
@@ -124,7 +144,14 @@ class Transformer:
             self._transform_together(np.asarray(images), out, choices)
             return
         for i, image in enumerate(images):
-            self._transform(image, out[i], None if choices is None else choices[i])
+            self.transform(image, out[i], None if choices is None else choices[i].tolist())
+
+    def mean_of_batch(self) -> Array | None:
+        """Return the mean that belongs to every image of a batch of bytes."""
+        if self.mean is None or not (self.mean_file and self.crop_size):
+            return self.mean
+        y, x = self._place(self.mean.shape, None)
+        return self.mean[:, y : y + self.crop_size, x : x + self.crop_size]
 
     def _transform_together(self, images: Array, out: Array, choices: Choices | None) -> None:
         """Transform images of one size, (images, channels, height, width), in few calls."""
@@ -132,46 +159,66 @@ class Transformer:
             y, x = self._place(images.shape, None)
             height, width = out.shape[-2:]
             inside = (..., slice(y, y + height), slice(x, x + width))
-            self._normalize(images[inside], self._mean_of(inside), out)
+            if out.dtype == np.uint8:
+                out[...] = images[inside]
+            else:
+                normalize(images[inside], self._mean_of(inside), self.scale, out)
             return
+        values = images if out.dtype == np.uint8 else self._normalize_padded(images)
+        height, width = out.shape[-2:]
+        for image, target, row in zip(values, out, choices.tolist(), strict=True):
+            y, x = self._place(images.shape, row)
+            y, x = y + self._padding, x + self._padding
+            window = image[:, y : y + height, x : x + width]
+            target[...] = window[..., ::-1] if self._is_mirrored(row) else window
+            if self.augmentation:
+                self.augmentation.blank(target, row)
+
+    def _normalize_padded(self, images: Array) -> Array:
+        """Return images of one size, finished but for the crop, with zeros around them."""
         pad = self._padding
         *count, height, width = images.shape
         values = self._scratch((*count, height + 2 * pad, width + 2 * pad), np.float32)
-        self._normalize(images, self.mean, values[..., pad : pad + height, pad : pad + width])
-        height, width = out.shape[-2:]
-        tops, lefts = (
-            pad + np.broadcast_to(place, len(out)) for place in self._place(images.shape, choices)
-        )
-        places = zip(tops.tolist(), lefts.tolist(), self._mirrored(choices).tolist(), strict=True)
-        for image, target, (y, x, mirrored) in zip(values, out, places, strict=True):
-            window = image[:, y : y + height, x : x + width]
-            target[...] = window[..., ::-1] if mirrored else window
-        if self.augmentation:
-            for target, row in zip(out, choices, strict=True):
-                self.augmentation.blank(target, row)
+        inner = values[..., pad : pad + height, pad : pad + width]
+        normalize(images, self.mean, self.scale, inner)
+        return values
 
-    def _transform(self, image: Array, out: Array, row: Choices | None) -> None:
-        """Transform one image, (channels, height, width)."""
+    def transform(self, image: Array, out: Array, row: Row | None) -> None:
+        """Transform one image; see :meth:`__call__`."""
         height, width = out.shape[1:]
         image, y, x = self._cut(image, row)
-        mirrored = row is not None and bool(self._mirrored(row))
-        if mirrored:
-            image, x = _flipped(image), image.shape[2] - width - x
         top, bottom = max(y, 0), min(y + height, image.shape[1])
         left, right = max(x, 0), min(x + width, image.shape[2])
         inside = (..., slice(top, bottom), slice(left, right))
+        window, mean = image[inside], self._mean_of(inside)
+        if row is not None and self.augmentation and self.augmentation.recolors:
+            window = self.augmentation.recolor(window, row)
+        mirrored = row is not None and self._is_mirrored(row)
+        if out.dtype == np.uint8:
+            self._write_bytes(window, mirrored, out)
+            return
+        window = self._planes(window)
+        if mirrored:
+            window, mean = window[..., ::-1], mean if mean is None else mean[..., ::-1]
+            left, right = x + width - (right - x), x + width - (left - x)
         target = out[:, top - y : bottom - y, left - x : right - x]
         if target.shape != out.shape:
             out[...] = 0
-        if row is not None and self.augmentation and self.augmentation.recolors:
-            window = self._planes(self.augmentation.recolor(image[inside], row))
-        else:
-            window = self._planes(image)[inside]
-        self._normalize(window, self._mean_of(inside, mirrored), target)
+        normalize(window, mean, self.scale, target)
         if row is not None and self.augmentation:
             self.augmentation.blank(out, row)
 
-    def _cut(self, image: Array, row: Choices | None) -> tuple[Array, int, int]:
+    def _write_bytes(self, window: Array, mirrored: bool, out: Array) -> None:
+        import cv2
+
+        if not is_planar_view(window):
+            out[...] = window[..., ::-1] if mirrored else window
+        elif mirrored:
+            _split(planar(cv2.flip(interleaved(window), 1)), out)
+        else:
+            _split(window, out)
+
+    def _cut(self, image: Array, row: Row | None) -> tuple[Array, int, int]:
         """Turn and resize an image where that is asked for; return it and the crop's place."""
         if self.augmentation and row is not None:
             image = self.augmentation.rotate(image, row, self._fill)
@@ -179,21 +226,19 @@ class Transformer:
                 return self.augmentation.cut_resized(image, row, self.crop_size), 0, 0
         return image, *self._place(image.shape, row)
 
-    def _place(self, shape: Sequence[int], choices: Choices | None) -> tuple[Any, Any]:
-        """Return the crop's top and left, of one image or of many; in the padding below 0."""
+    def _place(self, shape: Sequence[int], row: Row | None) -> tuple[int, int]:
+        """Return the crop's top and left; in the padding they are below 0."""
         if not self.crop_size:
             return 0, 0
         room_y, room_x = shape[-2] - self.crop_size, shape[-1] - self.crop_size
-        if not self.random_crop or choices is None:
+        if not self.random_crop or row is None:
             return room_y // 2, room_x // 2
         pad = self._padding
-        y = (choices[..., TOP] * (room_y + 2 * pad + 1)).astype(np.int64)
-        x = (choices[..., LEFT] * (room_x + 2 * pad + 1)).astype(np.int64)
+        y, x = int(row[TOP] * (room_y + 2 * pad + 1)), int(row[LEFT] * (room_x + 2 * pad + 1))
         return y - pad, x - pad
 
-    def _mirrored(self, choices: Choices) -> Any:
-        """Return whether an image, or each of many, is mirrored."""
-        return (choices[..., MIRROR] < 0.5) & self.mirror
+    def _is_mirrored(self, row: Row) -> bool:
+        return self.mirror and bool(row[MIRROR] < 0.5)
 
     @property
     def _padding(self) -> int:
@@ -204,28 +249,16 @@ class Transformer:
         """What stands for pixels that there are none of, one value per channel."""
         return np.zeros(1) if self.mean is None else self.mean.mean(axis=(1, 2))
 
-    def _mean_of(self, inside: Any, mirrored: bool = False) -> Array | None:
+    def _mean_of(self, inside: Any) -> Array | None:
         """Return the mean that belongs to a window of an image."""
-        mean = self._mirrored_mean if mirrored else self.mean
-        return mean[inside] if mean is not None and self.mean_file else mean
-
-    def _normalize(self, window: Array, mean: Array | None, out: Array) -> None:
-        # Converting, subtracting and scaling one after the other is as fast as NumPy gets: out
-        # stays in the cache, and mixed types would go through a buffer.
-        np.copyto(out, window)
-        if mean is not None:
-            out -= mean
-        if self.scale != 1:
-            out *= self.scale
+        return self.mean[inside] if self.mean is not None and self.mean_file else self.mean
 
     def _planes(self, image: Array) -> Array:
         """Return the image with each channel in one piece."""
-        import cv2
-
         if not is_planar_view(image):
             return image
         planes = self._scratch(image.shape, image.dtype)
-        cv2.split(interleaved(image), list(planes))
+        _split(image, planes)
         return planes
 
     def _scratch(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
@@ -279,11 +312,9 @@ class Transformer:
             )
 
 
-def _flipped(image: Array) -> Array:
-    """Return an image with left and right swapped."""
+def _split(image: Array, planes: Array) -> None:
+    """Write a planar view's channels one after the other."""
     import cv2
 
-    if is_planar_view(image):
-        return planar(cv2.flip(interleaved(image), 1))
-    rows = image.reshape(-1, image.shape[2])
-    return cv2.flip(rows, 1).reshape(image.shape)
+    # OpenCV splits a part of an image far slower than a whole one.
+    cv2.split(np.ascontiguousarray(interleaved(image)), list(planes))

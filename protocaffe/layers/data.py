@@ -65,7 +65,7 @@ class PrefetchingLayer(Layer):
             log.info("Restarting data prefetching from start.")
         self._shape = batch.data.shape[1:]
         self.reshape(bottom, top)
-        top[0].data[...] = self.xp.asarray(batch.data)
+        batch.copy_to(top[0].data, self.xp)
         if len(top) > 1:
             top[1].data[...] = self.xp.asarray(batch.labels)
         self.position += self.batch_size

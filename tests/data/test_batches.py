@@ -5,10 +5,11 @@ import pytest
 
 from protocaffe.data.batches import Batch, DatumFiller, database_rounds, read_batches
 from protocaffe.data.database import open_database
+from protocaffe.data.mean import write_mean
 from protocaffe.data.prefetch import Prefetcher
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
-from protocaffe.proto.caffe_pb2 import TRAIN, Datum, TransformationParameter
+from protocaffe.proto.caffe_pb2 import TEST, TRAIN, Datum, TransformationParameter
 from tests.data.samples import png, random_images, raw_datum, write_database
 
 RANDOM = TransformationParameter(crop_size=3, mirror=True, mean_value=[100], scale=0.5)
@@ -57,6 +58,13 @@ AUGMENTED = TransformationParameter(
 PADDED = TransformationParameter(crop_size=4, crop_padding=2, mirror=True, mean_value=[100])
 
 
+def finished(batch):
+    """The images of a batch as a net gets them."""
+    out = np.empty(batch.data.shape, np.float32)
+    batch.copy_to(out)
+    return out
+
+
 def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM, shuffle=None):
     """The data and labels of some batches, in one array each."""
     filler = DatumFiller(database.path, Transformer(param, TRAIN), seed=5)
@@ -65,7 +73,7 @@ def run(database, batch_size, count, *, threads=1, position=0, param=RANDOM, shu
     data, labels = [], []
     for _ in range(count):
         batch = prefetcher.next()
-        data.append(batch.data.copy())
+        data.append(finished(batch))
         labels.append(batch.labels.copy())
     prefetcher.close()
     return np.concatenate(data), np.concatenate(labels)
@@ -87,6 +95,46 @@ def test_a_later_start_goes_on_as_if_there_had_been_no_break(seven, param, shuff
     rest, rest_labels = run(seven, 4, 15, position=40, param=param, shuffle=shuffle)
     np.testing.assert_array_equal(data[40:], rest)
     np.testing.assert_array_equal(labels[40:], rest_labels)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 90, 90)])
+@pytest.mark.parametrize("crop", [0, 3])
+@pytest.mark.parametrize("mean", ["file", "value", ""])
+def test_batches_of_bytes_become_what_floats_are(tmp_path, shape, crop, mean):
+    images = random_images(shape, 5)
+    source = write_database(tmp_path / "db", [raw_datum(image) for image in images])
+    param = TransformationParameter(crop_size=crop, scale=0.3)
+    if mean == "file":
+        param.mean_file = str(tmp_path / "mean")
+        write_mean(tmp_path / "mean", random_images(shape, 1)[0].astype(np.float32))
+    elif mean == "value":
+        param.mean_value.extend([1.5, 2.5, 3.5])
+    transformer, batch = Transformer(param, TEST), Batch()
+    with open_database(source) as database:
+        raw = next(read_batches(database_rounds(database), 5))
+        DatumFiller("db", transformer, 0)(raw, batch)
+    assert batch.data.dtype == np.uint8
+    out = np.empty(batch.data.shape, np.float32)
+    transformer(images, out, None)
+    np.testing.assert_array_equal(finished(batch), out)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (1, 130, 130)])
+def test_bytes_and_floats_in_one_batch(tmp_path, shape):
+    image = random_images(shape, 1)[0]
+    floats = Datum(channels=1, height=shape[1], width=shape[2], float_data=image.ravel() / 2)
+    values = [raw_datum(image), floats.SerializeToString(), raw_datum(image)]
+    source = write_database(tmp_path / "db", values)
+    with open_database(source) as database:
+        data, _ = run(database, 3, 1, param=TransformationParameter(mean_value=[1], scale=2))
+    expected = [image - 1.0, image / 2 - 1, image - 1.0]
+    np.testing.assert_array_equal(data, 2 * np.float32(expected))
+
+
+def test_an_image_that_cannot_be_augmented_is_named(tmp_path):
+    values = [raw_datum(np.zeros((5, 60, 60), np.uint8))]
+    with pytest.raises(DataError, match="record '000' of 'some_lmdb': rotation takes images of up"):
+        fill_first(tmp_path / "db", values, 1, TransformationParameter(rotation={"max_degrees": 5}))
 
 
 def test_batch_size_does_not_change_the_choices(seven):
