@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io as byte_io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from protocaffe.data.datum import datum_array, decode_image
 from protocaffe.errors import DataError, FileError, UsageError, did_you_mean
-from protocaffe.proto.binary import array_to_blob, blob_to_array
+from protocaffe.proto.binary import array_to_blob, blob_to_array, read_binary
 from protocaffe.proto.caffe_pb2 import BlobProto, BlobProtoVector, Datum
 from protocaffe.proto.files import StrPath, read_bytes
 
@@ -60,6 +62,24 @@ def _unit_range(pixels: Array) -> Floats:
     """Scale whole numbers so that the largest of their type becomes 1."""
     largest = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     return np.divide(pixels, largest, dtype=np.float64).astype(np.float32)
+
+
+def load_array(filename: StrPath) -> Array:
+    """Read a mean, or another array, from a ``.npy`` file or a binaryproto.
+
+    An old blob's first axis of extent 1 is dropped, so that :meth:`Transformer.set_mean` takes it.
+
+    Raises:
+        FileError: the file cannot be read, or is of another kind.
+    """
+    if os.fspath(filename).endswith(".npy"):
+        try:
+            stored = np.load(byte_io.BytesIO(read_bytes(filename)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise FileError(f"{filename}: is no NumPy array: {error}") from None
+        return np.asarray(stored)
+    array: Array = blob_to_array(read_binary(filename, BlobProto()))
+    return array[0] if array.ndim == 4 and len(array) == 1 else array
 
 
 def resize_image(im: npt.ArrayLike, new_dims: Sequence[int], interp_order: int = LINEAR) -> Floats:

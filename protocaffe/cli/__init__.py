@@ -31,6 +31,8 @@ COMMANDS = {
     "check": "find everything that is wrong with a net or a solver",
     "summary": "show shapes, parameters and multiply-adds of a net",
     "classify": "tell what images show, by a trained net",
+    "detect": "score windows of images, as R-CNN does",
+    "draw": "draw a net with Graphviz",
     "export": "write a trained net as an ONNX model",
     "layers": "list the layer types, or explain one",
     "zoo": "list, copy and download models",

@@ -81,3 +81,17 @@ def shapes(flag: str) -> dict[str, tuple[int, ...]]:
 def log_warnings_only() -> None:
     """Keep the log of a net's making out of what a command prints about the net."""
     init_log(level=logging.WARNING)
+
+
+def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
+    """Return the numbers of a flag such as ``--channel_swap=2,1,0``.
+
+    Raises:
+        UsageError: it has something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--{flag}={text}: expected whole numbers with commas between them"
+        ) from None
