@@ -215,6 +215,11 @@ class Net(NetCalls):
                 names, wanted = self.graph.nodes[index].bottoms, self.nodes[index].propagate_down
                 log_backward(self.layers[index], names, self.bottoms[index], wanted)
 
+    @property
+    def plan(self) -> Plan:
+        """The engine's plan of the net, made now if there is none that fits."""
+        return self._ready()
+
     @contextmanager
     def serving_holders(self) -> Iterator[None]:
         """Run something over the net's numbers, in one thread at a time.

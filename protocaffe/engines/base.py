@@ -36,6 +36,19 @@ class LayerNode(Generic[AnyLayer]):
     needs_backward: bool
 
 
+@dataclass(frozen=True)
+class PlanBytes:
+    """Memory of a plan's activations and gradients.
+
+    Attributes:
+        taken: bytes they take.
+        unshared: what they would take if nothing shared memory.
+    """
+
+    taken: int
+    unshared: int
+
+
 class Plan:
     """The work of every layer, bound once and run many times.
 
@@ -68,6 +81,24 @@ class Plan:
         """Run one layer's backward work."""
         for work in self.backward[index]:
             work()
+
+    def begin(self) -> None:
+        """Note that a forward pass begins; running the first layer does so by itself."""
+
+    def describe(self, work: Work) -> str:
+        """Say in a few words what a piece of work is."""
+        return "own code"
+
+    @property
+    def bytes(self) -> PlanBytes:
+        """The memory of the net's blobs, without parameters."""
+        sizes: dict[int, int] = {}
+        for node in self.nodes:
+            for blob in (*node.bottoms, *node.tops):
+                storages = [blob.data_storage, *[blob.diff_storage][: node.needs_backward]]
+                sizes.update((id(each), each.count * each.dtype.itemsize) for each in storages)
+        total = sum(sizes.values())
+        return PlanBytes(total, total)
 
 
 class Engine:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from protocaffe.blob import Blob, Storage, Truth
-from protocaffe.engines.base import LayerNode, Plan, Work, own_backward, own_forward
+from protocaffe.engines.base import LayerNode, Plan, PlanBytes, Work, own_backward, own_forward
 from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.pool import Buffer, Pool
 from protocaffe.engines.onednn.primitives import (
@@ -148,7 +148,7 @@ class OneDnnPlan(Plan):
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""
         if index == 0:
-            self._revive()
+            self.begin()
         super().forward_layer(index)
         if index == len(self.nodes) - 1:
             self._retire(self._transient[0])
@@ -409,6 +409,43 @@ class OneDnnPlan(Plan):
         """Whether an earlier kernel already does this layer's forward."""
         return node.index in self._fused
 
+    # -- what people ask for ---------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Forget that blobs were lost: the pass writes them anew."""
+        for storage in self._transient[1].values():
+            if storage.truth is Truth.LOST:
+                storage.truth = Truth.ZERO
+
+    def describe(self, work: Work) -> str:
+        """Say which code of oneDNN does it; reorders tell from which layout to which."""
+        primitives = _primitives(work)
+        return ", ".join(each.title for each in primitives) or super().describe(work)
+
+    @property
+    def bytes(self) -> PlanBytes:
+        """The memory of all arrays that the plan's work uses, without parameters."""
+        parameters = {
+            id(storage.native.buffer)
+            for node in self.nodes
+            for blob in node.layer.blobs
+            for storage in (blob.data_storage, blob.diff_storage)
+            if isinstance(storage.native, NativeArray)
+        }
+        buffers = {
+            id(array.buffer): array.buffer
+            for works in (*self.forward, *self.backward)
+            for work in works
+            for array in operands(work)
+        }
+        for node in self.nodes:
+            for storage in (*_storages(node)[0], *_storages(node)[1]):
+                if isinstance(storage.native, NativeArray):
+                    buffers[id(storage.native.buffer)] = storage.native.buffer
+        apart = parameters | set(self.pool.lives)
+        rest = sum(buffer.size for key, buffer in buffers.items() if key not in apart)
+        return PlanBytes(4 * (rest + self.pool.size), 4 * (rest + self.pool.unshared))
+
     # -- memory --------------------------------------------------------------------------
 
     def _bound(self, storage: Storage, layout: Layout, lasting: bool = False) -> NativeArray:
@@ -502,11 +539,6 @@ class OneDnnPlan(Plan):
             if isinstance(storage.native, NativeArray):
                 self.pool.use(storage.native.buffer, time)
 
-    def _revive(self) -> None:
-        for storage in self._transient[1].values():
-            if storage.truth is Truth.LOST:
-                storage.truth = Truth.ZERO
-
     def _retire(self, storages: Transient) -> None:
         for storage in storages.values():
             storage.truth = Truth.HOST if storage.truth in AT_HOME else Truth.LOST
@@ -548,9 +580,8 @@ class Accumulation:
         self._layouts = layouts
         self._make = make
         self._same = all(t.layout == wanted for t, wanted in zip(targets, layouts, strict=True))
-        self._overwrite = self._overwriting()
+        self.primitives = self._overwriting()
         self._add: list[Primitive] | None = None
-        self.operands = [array for each in self._overwrite for array in each.operands]
 
     def __call__(self) -> None:
         """Overwrite cleared diffs, or add to others."""
@@ -558,7 +589,7 @@ class Accumulation:
         if not fresh:
             for storage in self._storages:
                 storage.native_read()
-        for primitive in self._overwrite if fresh else self._adding():
+        for primitive in self.primitives if fresh else self._adding():
             primitive()
         for storage in self._storages:
             storage.truth = Truth.NATIVE
@@ -587,11 +618,16 @@ def workspace(plan: OneDnnPlan, made: Operation) -> NativeArray | None:
     return plan.memory(layout, opaque=True) if layout.size else None
 
 
-def operands(work: Work) -> Sequence[NativeArray]:
-    """Return the arrays that a piece of work is known to use."""
+def _primitives(work: Work) -> Sequence[Primitive]:
+    """Return the primitives that a piece of work is known to run."""
     run = work.run if isinstance(work, Step) else work
-    known: Sequence[NativeArray] = getattr(run, "operands", ())
+    known: Sequence[Primitive] = getattr(run, "primitives", ())
     return known
+
+
+def operands(work: Work) -> list[NativeArray]:
+    """Return the arrays that a piece of work is known to use."""
+    return [array for primitive in _primitives(work) for array in primitive.operands]
 
 
 def _storages(node: LayerNode[Layer]) -> tuple[list[Storage], list[Storage]]:

@@ -145,6 +145,15 @@ class Layout:
         """Whether the numbers lie as on the host."""
         return self == Layout.plain(self.runtime, self.shape)
 
+    def __str__(self) -> str:
+        known = {"plain": Layout.plain}
+        if len(self.shape) == 4:
+            known |= {"nChw16c": Layout.blocked, "nhwc": Layout.channels_last}
+        names = [
+            n for n, make in known.items() if self == make(self.runtime, self.shape, self.dtype)
+        ]
+        return (names[0] if names else "other") + (" bf16" if self.dtype == dnn.BF16 else "")
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):
             return NotImplemented
@@ -295,13 +304,16 @@ class Primitive:
     """An operation bound to its arrays; calling it runs it, and allocates nothing.
 
     Attributes:
-        implementation: which code of oneDNN does it.
+        title: what it is, for people: by default, which code of oneDNN does it.
         operands: the arrays.
+        primitives: itself alone, as other pieces of work have several.
     """
 
-    def __init__(self, made_from: Operation, arrays: Mapping[int, NativeArray | None]) -> None:
+    def __init__(
+        self, made_from: Operation, arrays: Mapping[int, NativeArray | None], title: str = ""
+    ) -> None:
         runtime = made_from.runtime
-        self.implementation = made_from.implementation
+        self.title = title or made_from.implementation
         bound = [(arg, array) for arg, array in arrays.items() if array is not None]
         self.operands = [array for _, array in bound]
         self._arguments = (dnn.ExecArg * len(bound))(
@@ -312,6 +324,11 @@ class Primitive:
         _own(self, runtime.library.dnnl_primitive_destroy, self._primitive)
         self._execute = runtime.execute
         self._count = len(bound)
+
+    @property
+    def primitives(self) -> list[Primitive]:
+        """Itself."""
+        return [self]
 
     def __call__(self) -> None:
         """Run it."""
@@ -328,7 +345,8 @@ def reorder(source: NativeArray, target: NativeArray) -> Primitive:
         *(target.layout.handle, runtime.engine, None),
     )
     arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target}
-    return Primitive(Operation(runtime, handle), arrays)
+    title = f"reorder {source.layout} to {target.layout}"
+    return Primitive(Operation(runtime, handle), arrays, title)
 
 
 def summation(

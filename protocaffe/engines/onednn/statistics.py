@@ -87,7 +87,7 @@ class Normalization:
         assert mean is not None
         assert variance is not None
         self.mean, self.variance = mean.values, variance.values
-        self.operands = primitive.operands
+        self.primitives = [primitive]
         self._layer = layer
         self._primitive = primitive
         self._count = count
