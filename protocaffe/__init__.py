@@ -72,6 +72,7 @@ _MODULES = (
     "classifier",
     "coord_map",
     "detector",
+    "dnn",
     "draw",
     "io",
     "layers",
@@ -88,6 +89,8 @@ def __getattr__(name: str) -> object:
     if name in _PLACES:
         return getattr(import_module(f"protocaffe.{_PLACES[name]}"), name)
     if name in _MODULES:
+        if name == "proto":
+            import_module("protocaffe.proto.caffe_pb2")  # scripts say caffe.proto.caffe_pb2
         return import_module(f"protocaffe.{name}")
     if name == "layer_type_list":
         from protocaffe.layers import layer_types

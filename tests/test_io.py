@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -271,6 +274,13 @@ def test_datums_there_and_back(dtype):
     back = io.datum_to_array(caffe_pb2.Datum.FromString(datum.SerializeToString()))
     np.testing.assert_array_equal(back, values)
     assert not io.array_to_datum(values).HasField("label")
+
+
+def test_modules_and_messages_are_reached_from_the_package():
+    code = (
+        "import protocaffe as caffe; caffe.proto.caffe_pb2.Datum; caffe.io.Transformer; caffe.dnn"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_messages_that_make_no_sense_are_refused():
