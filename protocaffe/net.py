@@ -119,6 +119,9 @@ class Net(NetCalls):
         self._reuses_memory = reuse_memory
         self._assemble(next_seed() if seed is None else seed)
         self._log_summary()
+        if forward_only:
+            for node in self.nodes:
+                node.needs_backward, node.propagate_down = False, [False] * len(node.bottoms)
         self._plan: Plan | None = None
         self._fuses = True
         self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
@@ -371,11 +374,8 @@ class Net(NetCalls):
                 self.graph.nodes, self.layers, self._top_names, strict=True
             )
         ]
-        force = self.graph.param.force_backward and not self._forward_only
+        force = self.graph.param.force_backward
         decide_backward(facts, force)
-        if self._forward_only:
-            for fact in facts:
-                fact.needs_backward, fact.wanted = False, [False] * len(fact.wanted)
         if force:
             for layer in self.layers:
                 layer.param_propagate_down = [True] * len(layer.blobs)

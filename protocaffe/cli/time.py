@@ -168,7 +168,7 @@ def _sweep(flags: Namespace) -> int:
         net.close()
         forward, backward = (1000 * seconds for seconds in passes)
         speed = 1000 * batch / (forward + backward)
-        print(f"{batch:6} {forward:11.2f} {backward:12.2f} {speed:9.1f} {memory / MIB:11.1f}")
+        print(f"{batch:6} {forward:11.2f} {backward:12.2f} {speed:9.1f} {memory / MIB:11.2f}")
         sys.stdout.flush()
     return 0
 

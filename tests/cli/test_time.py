@@ -47,8 +47,8 @@ def test_verbose_tells_the_pieces_of_every_layer(run_protocaffe, digit_folder):
     )
     assert done.returncode == 0, done.stderr
     pieces = re.findall(r"(\w+)\t(forward|backward): (\S+) ms: (.+)", done.stderr)
-    assert {("digits", "forward"), ("ip2", "backward")} <= {piece[:2] for piece in pieces}
-    assert ("digits", "forward", "own code") in {(*piece[:2], piece[3]) for piece in pieces}
+    assert {("rows", "forward"), ("scores", "backward")} <= {piece[:2] for piece in pieces}
+    assert ("rows", "forward", "own code") in {(*piece[:2], piece[3]) for piece in pieces}
     (total,) = milliseconds("Reorders:", done.stderr.replace(" ms,", " ms."))
     reorders = [float(piece[2]) for piece in pieces if piece[3].startswith("reorder")]
     assert sum(reorders) == pytest.approx(total, abs=0.01)
