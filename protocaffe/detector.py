@@ -106,7 +106,7 @@ class Detector(Net):
             DataError: it is no image, or a window is none or shows nothing of it.
         """
         name = self.inputs[0]
-        found: list[Detection] = []
+        seen: list[tuple[StrPath, Windows]] = []
         inputs: list[Floats] = []
         for filename, windows in images_windows:
             image = io.load_image(filename)
@@ -116,13 +116,13 @@ class Detector(Net):
                 except DataError as error:
                     raise DataError(f"{filename}: {error}") from None
                 inputs.append(self.transformer.preprocess(name, crop))
-                found.append({"window": window, "prediction": None, "filename": filename})
-        if not found:
+                seen.append((filename, window))
+        if not seen:
             return []
         predictions = self.forward_all(None, **{name: np.array(inputs)})[self.outputs[0]]
         return [
-            {**detection, "prediction": row}
-            for detection, row in zip(found, predictions, strict=True)
+            {"window": window, "prediction": prediction, "filename": filename}
+            for (filename, window), prediction in zip(seen, predictions, strict=True)
         ]
 
     def detect_selective_search(self, image_fnames: Sequence[StrPath]) -> list[Detection]:

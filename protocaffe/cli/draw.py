@@ -35,15 +35,23 @@ def run(flags: Namespace) -> int:
     try:
         _draw(flags, flags.out)
     except NoGraphvizError as error:
-        text = f"{os.path.splitext(flags.out)[0]}.dot"
-        _draw(flags, text)
-        print(
-            f"protocaffe draw: {error}; wrote {text} instead, of which "
-            f"'dot -T{extension(flags.out)} {text} -o {flags.out}' makes the picture",
-            file=sys.stderr,
-        )
+        _draw_text(flags, str(error))
         return 1
     return 0
+
+
+def _draw_text(flags: Namespace, reason: str) -> None:
+    """Write the text beside where the picture should be, and say how to go on."""
+    ext, text = extension(flags.out), f"{os.path.splitext(flags.out)[0]}.dot"
+    try:
+        _draw(flags, text)
+    except FileError as error:
+        raise FileError(f"{reason}; the text for it cannot be written either: {error}") from None
+    print(
+        f"protocaffe draw: {reason}; wrote {text} instead, of which "
+        f"'dot -T{ext} {text} -o {flags.out}' makes the picture",
+        file=sys.stderr,
+    )
 
 
 def _draw(flags: Namespace, out: str) -> None:

@@ -33,6 +33,10 @@ def test_without_graphviz_there_is_text_and_a_line(run_protocaffe, no_dot, tmp_p
     assert "wrote net.dot instead, of which 'dot -Tpng net.dot -o net.png' makes" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["net.dot"]
+    again = run_protocaffe("draw", NET, "net.png")
+    assert again.returncode == 1
+    assert "not installed" in again.stderr
+    assert "either: net.dot exists already; --force replaces it" in again.stderr
 
 
 @pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz's program dot is not installed")
