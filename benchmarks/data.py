@@ -129,11 +129,12 @@ class ProtocaffeReader(Reader):
 
 
 class TorchReader(Reader):
-    """A DataLoader without worker processes, which cannot help on one core.
+    """A DataLoader that makes finished floats of each image, as most programs have it.
 
-    The images are read and decoded by the same functions and stay bytes until the batch is
-    complete; that is faster than making floats of each.
+    It has no worker processes, which cannot help on one core.
     """
+
+    per_image = True
 
     def batches(self, folder: Path, case: Case) -> Iterator[Any]:
         """Yield batches without end."""
@@ -141,14 +142,21 @@ class TorchReader(Reader):
 
         torch.set_num_threads(1)
         mean = torch.tensor(MEAN).reshape(3, 1, 1)
-        loader = torch.utils.data.DataLoader(_records(folder, case), batch_size=case.batch)
+        records = _records(folder, case, mean if self.per_image else None)
+        loader = torch.utils.data.DataLoader(records, batch_size=case.batch)
         while True:
             for images, _ in loader:
-                yield images.float().sub_(mean)
+                yield images if self.per_image else images.float().sub_(mean)
 
 
-def _records(folder: Path, case: Case) -> Any:
-    """Return a map-style data set of a database's images, (channels, height, width), and labels."""
+class TorchBytesReader(TorchReader):
+    """A DataLoader whose images stay bytes until the batch is complete, as they do here."""
+
+    per_image = False
+
+
+def _records(folder: Path, case: Case, mean: Any) -> Any:
+    """Return a map-style data set of a database's images and labels; bytes where mean is None."""
     import lmdb
     import torch
 
@@ -169,7 +177,7 @@ def _records(folder: Path, case: Case) -> Any:
                 image = image[:, y : y + case.crop, x : x + case.crop]
                 if torch.rand(()) < 0.5:
                     image = image.flip(2)
-            return image, datum.label
+            return image if mean is None else image.float().sub_(mean), datum.label
 
     return Records()
 
@@ -194,7 +202,11 @@ def ceiling(folder: Path, case: Case) -> Iterator[None]:
         yield
 
 
-SIDES: dict[str, type[Reader]] = {"protocaffe": ProtocaffeReader, "torch": TorchReader}
+SIDES: dict[str, type[Reader]] = {
+    "protocaffe": ProtocaffeReader,
+    "torch": TorchReader,
+    "torch, bytes": TorchBytesReader,
+}
 
 
 class Bench:
@@ -260,13 +272,13 @@ def measure(name: str, folder: Path, sides: Sequence[str], rounds: int) -> str:
 
 
 def _row(name: str, times: Sequence[Sequence[float]]) -> str:
-    """Format the milliseconds per image of each round: ceiling, protocaffe and maybe PyTorch."""
+    """Format milliseconds per image of each round: of the ceiling, of protocaffe, of others."""
     best = [min(column) for column in zip(*times, strict=True)]
     row = f"{name:34s}" + "".join(f"{1000 / value:12,.0f}" for value in best)
-    row += " " * 12 * (3 - len(best))
-    row += f"{best[0] / best[1]:17.0%}{median(turn[0] / turn[1] for turn in times):9.0%}"
-    if len(best) == 3:
-        row += f"{best[2] / best[1]:16.2f}x{median(turn[2] / turn[1] for turn in times):8.2f}x"
+    row += f"{best[0] / best[1]:9.0%}{median(turn[0] / turn[1] for turn in times):8.0%}"
+    for other in range(2, len(best)):
+        ratio = median(turn[other] / turn[1] for turn in times)
+        row += f"{best[other] / best[1]:9.2f}x{ratio:7.2f}x"
     return row
 
 
@@ -348,24 +360,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.side:
         serve_side(options.side, options.case, options.folder)
         return 0
-    sides = [side for side in SIDES if find_spec(side) is not None]
+    sides = list(SIDES) if find_spec("torch") is not None else ["protocaffe"]
     status = 0
     with tempfile.TemporaryDirectory(prefix="benchmarks_data") as place:
         folder = Path(place)
         make_databases(folder)
-        print(
-            f"{'images/s of one core':34s}{'ceiling':>12s}{'protocaffe':>12s}{'PyTorch':>12s}",
-            end="",
-        )
-        print(f"{'of ceiling (min, median)':>26s}{'of PyTorch (min, median)':>26s}")
+        print(f"{'images/s of one core':34s}", end="")
+        print("".join(f"{side:>12s}" for side in ["ceiling", *sides]), end="")
+        print("  protocaffe / ceiling, then PyTorch's time / protocaffe's (each min, median)")
         for name in CASES:
             try:
                 print(measure(name, folder, sides, options.rounds), flush=True)
             except BenchmarkError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 status = 1
-        print(f"\n{'ms per iteration of training':34s}{'LMDB (min, median)':>22s}", end="")
-        print(f"{'constants (min, median)':>24s}{'ratio (min, median)':>22s}")
+        print(
+            f"\n{'ms per iteration: min, median':34s}{'LMDB':>22s}{'constants':>22s}{'ratio':>20s}"
+        )
         print(compare_training(folder, options.rounds, options.threads), flush=True)
     return status
 

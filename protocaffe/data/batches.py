@@ -198,10 +198,14 @@ class BatchFiller(ABC, Generic[R]):
         self, raw: RawBatch[R], batch: Batch, images: Images, labels: Sequence[int] | Array
     ) -> None:
         common = self._shape(raw.records[0], images[0])
-        fitting = {images[0].shape}
-        for record, image in zip(raw.records, images, strict=True):
-            self._check_shape(record, image, common, fitting)
-        self._prepare(raw, batch, common, all(image.dtype == np.uint8 for image in images))
+        if isinstance(images, np.ndarray):
+            are_bytes = images.dtype == np.uint8
+        else:
+            are_bytes = all(image.dtype == np.uint8 for image in images)
+            fitting = {images[0].shape}
+            for record, image in zip(raw.records, images, strict=True):
+                self._check_shape(record, image, common, fitting)
+        self._prepare(raw, batch, common, are_bytes)
         choices = self.transformer.choices(self.seed, raw.position, len(images))
         self.transformer(images, batch.data, choices)
         batch.labels[...] = labels
