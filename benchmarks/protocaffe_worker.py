@@ -19,7 +19,7 @@ from benchmarks.problem import (
     with_inputs,
     without_dropout,
 )
-from benchmarks.worker import first_losses, serve, time_trainer
+from benchmarks.worker import first_losses, peak_memory, serve, time_trainer
 from protocaffe.errors import ProtocaffeError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -115,6 +115,11 @@ class ProtocaffeWorker:
             self.trainer = ProtocaffeTrainer(self.problem, self.engine)
         return time_trainer(self.trainer, iterations)
 
+    def peak_memory(self, steps: int) -> float:
+        """Train a problem that another process prepared; return this process' peak in MiB."""
+        trainer = ProtocaffeTrainer(Problem.load(self.folder), self.engine)
+        return peak_memory(trainer, steps)
+
 
 def draw_inputs(net: Net, spread: dict[str, float]) -> dict[str, Array]:
     """Return images drawn from N(0, std²) and labels drawn from the net's classes."""
@@ -149,7 +154,12 @@ def main() -> None:
     """Serve orders; the one argument is the folder for what both sides share."""
     worker = ProtocaffeWorker(Path(sys.argv[1]))
     serve(
-        {"prepare": worker.prepare, "check": worker.check, "time": worker.time},
+        {
+            "prepare": worker.prepare,
+            "check": worker.check,
+            "time": worker.time,
+            "peak_memory": worker.peak_memory,
+        },
         refusals=(ProtocaffeError, ProblemError),
     )
 

@@ -17,7 +17,7 @@ from benchmarks.problem import (
     without_dropout,
 )
 from benchmarks.torch_net import TorchNet, TranslationError, sgd
-from benchmarks.worker import first_losses, milliseconds, serve, time_trainer
+from benchmarks.worker import first_losses, milliseconds, peak_memory, serve, time_trainer
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -116,6 +116,12 @@ class TorchWorker:
             self.trainers[variant] = trainer
         return time_trainer(self.trainers[variant], iterations)
 
+    def peak_memory(self, layout: str, steps: int) -> float:
+        """Train with the fused optimiser; return this process' peak in MiB."""
+        trainer = TorchTrainer(Problem.load(self.folder), layout)
+        trainer.use_optimizer("fused")
+        return peak_memory(trainer, steps)
+
     def about(self, variant: str) -> dict[str, str]:
         """Return the optimiser chosen for a variant, and PyTorch's version."""
         return {"optimizer": self.trainers[variant].kind, "torch": torch.__version__}
@@ -126,7 +132,12 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     worker = TorchWorker(Path(sys.argv[1]))
     serve(
-        {"check": worker.check, "time": worker.time, "about": worker.about},
+        {
+            "check": worker.check,
+            "time": worker.time,
+            "about": worker.about,
+            "peak_memory": worker.peak_memory,
+        },
         refusals=(TranslationError,),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -46,6 +47,13 @@ def time_trainer(trainer: Trainer, iterations: int) -> dict[str, list[float]]:
     for _ in range(iterations):
         times["step"].append(milliseconds(trainer.step))
     return times
+
+
+def peak_memory(trainer: Trainer, steps: int) -> float:
+    """Train some steps; return the most memory that this process ever had resident, in MiB."""
+    for _ in range(steps):
+        trainer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def milliseconds(action: Callable[[], Any]) -> float:
