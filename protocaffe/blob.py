@@ -46,6 +46,9 @@ class NativeBuffer(Protocol):
     def store(self, host: Array) -> None:
         """Write the values into the flat host array."""
 
+    def forget_host(self) -> None:
+        """Let go of the host array, if it is remembered for the next load or store."""
+
 
 class Truth(enum.Enum):
     """Which copy of a storage is up to date."""
@@ -182,6 +185,18 @@ class Storage:
         """Return the engine's buffer with any content; what is written there becomes the truth."""
         self.truth = Truth.NATIVE
         return self.native
+
+    def native_write(self) -> Any:
+        """Return the engine's buffer, up to date; what is written there becomes the truth.
+
+        The host's copy is given up for its memory, unless somebody holds it.
+        """
+        native = self.native_read()
+        if not (self._host_is_native() or self.is_held):
+            self._host = self._whole = self.handed_out = None
+            native.forget_host()
+        self.truth = Truth.NATIVE
+        return native
 
     def bind(self, native: NativeBuffer | None) -> None:
         """Give the storage another engine buffer (None for none), keeping its values."""

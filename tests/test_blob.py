@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +27,9 @@ class Doubled:
 
     def store(self, host: Array) -> None:
         host[:] = self.values / 2
+
+    def forget_host(self) -> None:
+        """Remembers none."""
 
 
 class Plain(Doubled):
@@ -99,7 +104,7 @@ def test_memory_is_aligned() -> None:
     assert all(aligned_empty(n, np.float32).ctypes.data % 64 == 0 for n in (1, 7, 1000))
 
 
-MOVES = ["host_read", "host_write", "native_read", "native_write", "zero", "bind"]
+MOVES = ["host_read", "host_write", "native_read", "native_overwrite", "add", "zero", "bind"]
 
 
 @given(st.lists(st.sampled_from(MOVES)))
@@ -116,15 +121,30 @@ def test_truth_follows_every_order_of_reads_and_writes(moves: list[str]) -> None
             storage.host_write()[:] = expected = fresh
         elif move == "native_read":
             assert (storage.native_read().values == 2 * expected).all()
-        elif move == "native_write":
+        elif move == "native_overwrite":
             storage.native_overwrite().values[:] = 2 * fresh
             expected = fresh
+        elif move == "add":
+            storage.native_write().values[:] += 2
+            expected += 1
         elif move == "zero":
             storage.zero()
             expected = 0.0
         else:
             storage.bind(Doubled(3))
     assert (storage.host_read() == expected).all()
+
+
+def test_an_update_by_the_engine_gives_up_the_host_copy_that_nobody_holds() -> None:
+    storage = Storage(3)
+    storage.bind(Doubled(3))
+    kept = storage.array()
+    copy = weakref.ref(storage.host_memory())
+    storage.native_write()
+    assert np.shares_memory(storage.host_memory(), kept)
+    del kept
+    storage.native_write()
+    assert copy() is None
 
 
 def test_binding_a_plain_buffer_makes_one_memory_of_both() -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from protocaffe.blob import Array, Storage, Truth
+from protocaffe.blob import Array, Storage
 from protocaffe.engines.base import (
     AdamSettings,
     AdamUpdate,
@@ -84,8 +84,7 @@ class OneDnnEngine(Engine):
             array = storage.native
             if not isinstance(array, NativeArray) or array.layout != native.layout:
                 storage.bind(NativeArray(native.layout))
-            views.append(storage.native_read().values)
-            storage.truth = Truth.NATIVE
+            views.append(storage.native_write().values)
         return views
 
     def momentum_update(

@@ -211,6 +211,10 @@ class NativeArray:
         """Reorder into the host's flat array."""
         self._transfer("store", host)()
 
+    def forget_host(self) -> None:
+        """Drop the reorders from and to the host array."""
+        self._transfers.clear()
+
     def _transfer(self, way: str, host: Array) -> Primitive:
         known = self._transfers.get(way)
         if known is None or known[0] is not host:
