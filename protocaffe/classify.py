@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.data.datum import Array, decode_image, planar, resize_image
+from protocaffe.data.database import open_database
+from protocaffe.data.datum import Array, decode_image, planar, read_record, resize_image
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError, FileError, NetError, UsageError
 from protocaffe.graph import apply_rules, merge_state
@@ -23,7 +24,13 @@ from protocaffe.proto.caffe_pb2 import LayerParameter, TransformationParameter
 from protocaffe.proto.files import StrPath, missing_file, read_bytes
 from protocaffe.proto.text import read_net, read_text
 from protocaffe.scaffold import DATA_LAYERS
-from protocaffe.zoo.catalogue import README, find_model, read_readme
+from protocaffe.zoo.catalogue import (
+    PUBLISHED_MEANS,
+    README,
+    find_model,
+    find_named,
+    read_readme,
+)
 from protocaffe.zoo.download import weights_path
 
 LABELS = "labels.txt"
@@ -53,12 +60,14 @@ class ModelFiles:
         weights: its caffemodel; None if there is none.
         labels: the names of its classes, one per line; None if there are none.
         transform: what was done to the images that it was tested on.
+        size: height and width of these images before the centre was cut out; None if unknown.
     """
 
     deploy: Path
     weights: Path | None = None
     labels: Path | None = None
     transform: TransformationParameter = field(default_factory=TransformationParameter)
+    size: tuple[int, int] | None = None
 
 
 def find_files(model: str) -> ModelFiles:
@@ -66,8 +75,8 @@ def find_files(model: str) -> ModelFiles:
 
     Args:
         model: a deploy prototxt; or a folder with ``deploy.prototxt`` and, as far as there,
-            ``train_val.prototxt``, ``labels.txt`` (or that in its test database) and a caffemodel
-            (the readme's, or the newest); or the name of a model of the zoo.
+            ``train_val.prototxt``, ``labels.txt`` (that in its test database comes first) and a
+            caffemodel (the newest); or the name of a model of the zoo.
 
     Raises:
         FileError: there is no such file, or a file of the folder is damaged.
@@ -86,18 +95,44 @@ def find_files(model: str) -> ModelFiles:
     data = _test_data(folder / "train_val.prototxt")
     if data is not None:
         files.transform = data.transform_param
-        places.append(Path(data.data_param.source))
+        _find_mean(files.transform, folder)
+        database = find_named(data.data_param.source, folder)
+        if database is not None:
+            places.insert(0, database)
+            if files.transform.crop_size:
+                files.size = _stored_size(database, data)
     files.labels = next((each / LABELS for each in places if (each / LABELS).is_file()), None)
     return files
 
 
 def _find_weights(folder: Path) -> Path | None:
+    files = [*folder.glob("*.caffemodel"), *folder.glob("*.caffemodel.h5")]
     if (folder / README).is_file():
         model = read_readme(folder / README)
         if model.caffemodel and weights_path(model).is_file():
-            return weights_path(model)
-    files = [*folder.glob("*.caffemodel"), *folder.glob("*.caffemodel.h5")]
+            files.append(weights_path(model))
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _find_mean(transform: TransformationParameter, folder: Path) -> None:
+    """Name the mean file by where it is; or take the values that a published one comes to."""
+    mean = find_named(transform.mean_file, folder)
+    if mean is not None:
+        transform.mean_file = str(mean)
+    elif Path(transform.mean_file).name in PUBLISHED_MEANS:
+        transform.mean_value.extend(PUBLISHED_MEANS[Path(transform.mean_file).name])
+        transform.ClearField("mean_file")
+
+
+def _stored_size(path: Path, data: LayerParameter) -> tuple[int, int] | None:
+    """Return height and width of a database's first image; None if it cannot be read."""
+    backend = caffe_pb2.DataParameter.DB.Name(data.data_param.backend)
+    try:
+        with open_database(path, backend.lower()) as database:
+            _, image = read_record(next(database.records()), str(path))
+    except DataError:
+        return None
+    return image.shape[1], image.shape[2]
 
 
 def _test_data(train_val: Path) -> LayerParameter | None:

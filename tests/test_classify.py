@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from protocaffe.classify import ImageClassifier, add_mean, find_files, read_names
+from protocaffe.data.convert import ImageOptions, convert_images
+from protocaffe.data.entries import Entry
 from protocaffe.errors import DataError, FileError, NetError, UsageError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -173,8 +175,38 @@ def test_files_of_a_folder(tmp_path):
     (folder / "labels.txt").touch()
     (folder / "readme.md").write_text("---\ncaffemodel: old.caffemodel\n---\nPets.\n")
     found = find_files(str(folder))
-    assert found.weights == folder / "old.caffemodel"
-    assert found.labels == folder / "labels.txt"
+    assert found.weights == folder / "new.caffemodel"  # of a training after that
+    assert found.labels == database / "labels.txt"  # of what it was trained on, not copied along
+    assert found.size is None
+    (database / "labels.txt").unlink()
+    assert find_files(str(folder)).labels == folder / "labels.txt"
+
+
+def test_images_get_the_size_of_the_test_database(tmp_path, image):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    image((1, 2, 3), size=(9, 7))
+    convert_images(f"{tmp_path}/", [Entry("0.png", 0)], folder / "test_lmdb", ImageOptions())
+    (folder / "deploy.prototxt").write_text(NET % 3)
+    text = TRAIN_VAL.replace('"%s"', '"elsewhere/test_lmdb" backend: LMDB')
+    (folder / "train_val.prototxt").write_text(text)
+    assert find_files(str(folder)).size == (9, 7)
+
+
+def test_a_shipped_model_works_from_anywhere(tmp_path, monkeypatch, image):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROTOCAFFE_ZOO", raising=False)
+    files = find_files("cifar10_quick")
+    net = Net(files.deploy, caffe_pb2.TEST, weights=files.weights)
+    made = ImageClassifier(net, files.transform, names=read_names(files.labels))
+    (guesses,) = made.classify(image((200, 120, 60), size=(32, 32)), top_k=10)
+    assert {guess.name for guess in guesses} >= {"airplane", "frog", "truck"}
+
+
+def test_a_published_mean_that_is_not_at_hand():
+    transform = find_files("bvlc_alexnet").transform
+    assert list(transform.mean_value) == [104, 117, 123]
+    assert not transform.mean_file
 
 
 def test_files_of_other_models(tmp_path):

@@ -2,9 +2,10 @@
 
 protocaffe classify IMAGE... --model=MODEL takes image files. MODEL is a folder with
 deploy.prototxt and, as far as they are there, train_val.prototxt (mean and scale of its test data
-are used), labels.txt (or that in the test database) and a caffemodel; or the name of a model of
-the zoo; or a deploy prototxt, for which --weights is needed and --mean, --scale and --labels tell
-the rest. Images are read and resized as in training; then the centre is cut out.
+are used), labels.txt (or that in the test database) and a caffemodel (the newest); or the name of
+a model of the zoo; or a deploy prototxt, for which --weights is needed and --mean, --scale and
+--labels tell the rest. Images get the size of those in the test database or of the mean image, as far as that is
+there; then the centre is cut out. Without either, they get the size of the net's input.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _classifier(flags: Namespace) -> ImageClassifier:
         files.transform.scale = flags.scale
     net = Net(files.deploy, caffe_pb2.TEST, weights=weights, engine=flags.engine or None)
     names = read_names(labels) if labels else []
-    return ImageClassifier(net, files.transform, size=_size(flags.resize), names=names)
+    return ImageClassifier(
+        net, files.transform, size=_size(flags.resize) or files.size, names=names
+    )
 
 
 def _size(flag: str) -> tuple[int, int] | None:

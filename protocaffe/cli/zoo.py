@@ -62,7 +62,7 @@ def _list(flags: Namespace) -> None:
     models = catalogue(flags.name or None)
     if not models:
         raise FileError(f"{flags.name or models_folder()}: has no folders with a readme.md")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("Model", no_wrap=True)
     for header in ("Params", "M-adds"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -16,12 +16,10 @@ from protocaffe.log import log
 from protocaffe.proto.binary import blob_to_array, read_binary
 from protocaffe.proto.caffe_pb2 import BlobProto, TransformationParameter
 from protocaffe.proto.stored import stored_layers
-from protocaffe.zoo.catalogue import models_folder
+from protocaffe.zoo.catalogue import PUBLISHED_MEANS, find_named
 
 MARGIN = 8 / 7
 """Images are made this much larger than the crops taken from them: 256 for crops of 224."""
-PUBLISHED_MEANS = {"imagenet_mean.binaryproto": (104.0, 117.0, 123.0)}
-"""What mean images that are not at hand are known to come to, per channel (BGR)."""
 LARGE = 64
 """Images of more pixels per side than this are stored as JPEG files, to save space."""
 
@@ -135,14 +133,11 @@ def _own_size(origin: Origin, image: tuple[Path, Array] | None) -> Size:
 
 def _mean_image(origin: Origin) -> tuple[Path, Array] | None:
     """Find the mean image that the model names: from here, in its folder, or among the models."""
-    name = origin.trunk.transform.mean_file
-    if not name:
+    path = find_named(origin.trunk.transform.mean_file, origin.folder)
+    if path is None:
         return None
-    for path in (Path(name), origin.folder / Path(name).name, models_folder().parent / name):
-        if path.is_file():
-            mean = blob_to_array(read_binary(path, BlobProto()))
-            return path, mean.reshape(mean.shape[-3:])
-    return None
+    mean = blob_to_array(read_binary(path, BlobProto()))
+    return path, mean.reshape(mean.shape[-3:])
 
 
 def _channels(origin: Origin) -> int:

@@ -21,6 +21,9 @@ FENCE = "---"
 SHIPPED = ("*.prototxt", README)
 """What belongs to a model; the rest of its folder is what training and downloads write."""
 
+PUBLISHED_MEANS = {"imagenet_mean.binaryproto": (104.0, 117.0, 123.0)}
+"""What mean images that are not at hand are known to come to, per channel (BGR)."""
+
 _FACT = re.compile(r"(\w+):(?:\s+(.*?))?\s*")
 
 
@@ -85,6 +88,22 @@ def models_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "models"
     return installed if installed.is_dir() else package.parent / "models"
+
+
+def find_named(name: str, folder: Path) -> Path | None:
+    """Find a file or folder that a model's prototxt names, such as a mean or a database.
+
+    Args:
+        name: as it stands there: relative to where one is, or to where ``models/`` lies.
+        folder: of the model, which may have it under the last part of the name.
+
+    Returns:
+        Where it is; None if it is nowhere, or the name is empty.
+    """
+    if not name:
+        return None
+    places = (Path(name), folder / Path(name).name, models_folder().parent / name)
+    return next((path for path in places if path.exists()), None)
 
 
 def catalogue(folder: StrPath | None = None) -> dict[str, Model]:

@@ -12,6 +12,7 @@ from protocaffe.errors import FileError
 from protocaffe.proto.files import DOWNLOADED, StrPath
 from protocaffe.proto.text import read_text
 from protocaffe.zoo.catalogue import Model
+from protocaffe.zoo.download import weights_path
 
 EXTRAS = ("*.binaryproto", "*.txt", DOWNLOADED)
 """What goes along besides the texts and the weights: means, class names, and the mark."""
@@ -38,8 +39,8 @@ def copy_model(model: Model, folder: StrPath, *, force: bool = False) -> Path:
     old = "|".join(re.escape(name) for name in {f"models/{model.id}", str(model.folder)})
     places = re.compile(rf"(?<![\w./-])(?:{old})(?![\w-])")
     others = {path for pattern in EXTRAS for path in model.folder.glob(pattern)}
-    if model.caffemodel:
-        others |= {path for path in model.folder.glob("*") if path.name == model.caffemodel}
+    if model.caffemodel and weights_path(model).is_file():
+        others.add(weights_path(model))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FolderAside(target, force=force) as aside:

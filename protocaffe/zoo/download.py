@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from protocaffe.errors import FileError, UsageError
 from protocaffe.proto.files import StrPath
 from protocaffe.proto.stored import is_hdf5, stored_layers
-from protocaffe.zoo.catalogue import README, Model, find_model, read_readme
+from protocaffe.zoo.catalogue import README, Model, find_model, models_folder, read_readme
 from protocaffe.zoo.fetch import NotFetchedError, Progress, fetch
 
 MIRROR = "PROTOCAFFE_ZOO"
@@ -20,7 +20,7 @@ MIRROR = "PROTOCAFFE_ZOO"
 def download_weights(
     model: Model, *, force: bool = False, progress: Progress | None = None
 ) -> tuple[Path, str]:
-    """Get the weights that a model's readme names, into its folder.
+    """Get the weights that a model's readme names, to :func:`weights_path`.
 
     Args:
         model: from the catalogue, or :func:`open_model`.
@@ -43,6 +43,10 @@ def download_weights(
         )
     check = None if is_hdf5(path) else _check_model
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    try:
         return path, fetch(
             addresses, path, sha1=model.sha1, check=check, force=force, progress=progress
         )
@@ -51,7 +55,10 @@ def download_weights(
 
 
 def weights_path(model: Model) -> Path:
-    """Return where a model's weights lie, or would lie.
+    """Return where a model's weights lie, or would lie: in its folder.
+
+    If a model comes with protocaffe and its folder cannot be written, or the weights are there
+    already, that is a folder of the user's (:func:`cache_folder`).
 
     Raises:
         FileError: its readme names none, or something that is no plain file name.
@@ -62,7 +69,17 @@ def weights_path(model: Model) -> Path:
             f"{model.folder / README}: expected 'caffemodel: NAME.caffemodel', a file name, in "
             f"the front matter; " + (f"got '{name}'" if name else "there is none")
         )
-    return model.folder / name
+    beside = model.folder / name
+    if beside.exists() or model.folder.parent.resolve() != models_folder():
+        return beside
+    cached = cache_folder() / model.id / name
+    return cached if cached.exists() or not os.access(model.folder, os.W_OK) else beside
+
+
+def cache_folder() -> Path:
+    """Return where weights go if protocaffe is installed where the user may not write."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "protocaffe", "models")
 
 
 def weights_addresses(model: Model) -> list[str]:

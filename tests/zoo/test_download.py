@@ -1,12 +1,20 @@
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from protocaffe.errors import FileError, UsageError
+from protocaffe.zoo import download
 from protocaffe.zoo.catalogue import catalogue, models_folder, read_readme
-from protocaffe.zoo.download import download_weights, open_model, weights_addresses
+from protocaffe.zoo.copying import copy_model
+from protocaffe.zoo.download import (
+    download_weights,
+    open_model,
+    weights_addresses,
+    weights_path,
+)
 from protocaffe.zoo.fetch import NotFetchedError
 
 DIGITS = models_folder() / "digits"
@@ -102,6 +110,43 @@ class TestDownload:
     def test_names_that_are_no_file_names(self, model, name):
         with pytest.raises(FileError, match="a file name"):
             download_weights(model(caffemodel=name))
+
+
+class TestInstalledWhereTheUserMayNotWrite:
+    @pytest.fixture
+    def installed(self, model, tmp_path, monkeypatch):
+        """Return a model that seems to come with protocaffe, in a folder that is read-only."""
+        tiny = model()
+        may = os.access
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(download, "models_folder", lambda: tiny.folder.parent)
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
+        return tiny
+
+    def test_weights_go_to_the_users_cache_and_are_found_there(
+        self, installed, weights, tmp_path, monkeypatch
+    ):
+        path, address = download_weights(installed)
+        assert path == tmp_path / "cache/protocaffe/models/tiny/tiny.caffemodel"
+        assert address
+        assert path.read_bytes() == weights
+        assert files(installed.folder) == ["readme.md"]
+        assert download_weights(installed) == (path, "")
+        copy = copy_model(installed, tmp_path / "copy")
+        assert (copy / "tiny.caffemodel").read_bytes() == weights
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(download, "models_folder", lambda: installed.folder.parent)
+        assert weights_path(installed) == path  # also if the folder can be written later
+
+    def test_weights_in_the_folder_come_first(self, installed, weights):
+        (installed.folder / "tiny.caffemodel").write_bytes(weights)
+        assert weights_path(installed) == installed.folder / "tiny.caffemodel"
+
+    def test_a_cache_that_cannot_be_written(self, installed, tmp_path):
+        (tmp_path / "cache").touch()
+        with pytest.raises(FileError, match="cache/protocaffe/models/tiny: cannot be made"):
+            download_weights(installed)
 
 
 class TestOpen:
