@@ -4,8 +4,9 @@ protocaffe classify IMAGE... --model=MODEL takes image files. MODEL is a folder 
 deploy.prototxt and, as far as they are there, train_val.prototxt (mean and scale of its test data
 are used), labels.txt (or that in the test database) and a caffemodel (the newest); or the name of
 a model of the zoo; or a deploy prototxt, for which --weights is needed and --mean, --scale and
---labels tell the rest. Images get the size of those in the test database or of the mean image, as far as that is
-there; then the centre is cut out. Without either, they get the size of the net's input.
+--labels tell the rest. Images get the size of those in the test database or of the
+mean image, as far as that is there; then the centre is cut out. Without either, they get the size
+of the net's input.
 """
 
 from __future__ import annotations
