@@ -497,3 +497,21 @@ def test_a_steady_iteration_allocates_no_arrays() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < smallest / 10
+
+
+@pytest.mark.parametrize("shape", [(), (1,) * 12 + (3,)])
+def test_shapes_that_onednn_has_no_axes_for(shape: tuple[int, ...]) -> None:
+    """A single number, and more axes than 12, read by two layers."""
+    text = inputs(shape) + layer("sum", "Eltwise", "x x", "s") + layer("act", "ReLU", "s", "s")
+    text += layer("a", "TanH", "s", "a") + layer("b", "ELU", "s", "b")
+    text += layer("join", "Eltwise", "a b", "y")
+    assert_engines_agree(text)
+
+
+@pytest.mark.parametrize("kind", ["Convolution", "InnerProduct"])
+def test_a_result_that_is_only_silenced(kind: str) -> None:
+    options = "convolution_param { num_output: 2 kernel_size: 1 }"
+    options += " inner_product_param { num_output: 2 }"
+    text = inputs((1, 2, 3, 3)).replace("force_backward: true", "")
+    text += layer("op", kind, "x", "y", options) + layer("silence", "Silence", "y", "")
+    assert_engines_agree(text)

@@ -24,6 +24,7 @@ from protocaffe.engines.onednn.primitives import (
     Operation,
     Primitive,
     Runtime,
+    can_describe,
     reorder,
     summation,
 )
@@ -130,7 +131,8 @@ class OneDnnPlan(Plan):
         if (
             build is None
             or forced_own_code(node.layer)
-            or any(blob.count == 0 or blob.dtype != np.float32 for blob in blobs)
+            or not all(blob.count and blob.dtype == np.float32 for blob in blobs)
+            or not all(can_describe(blob.shape) for blob in blobs)
             or not build(self, node)
         ):
             self._settle_versions(node)

@@ -63,6 +63,11 @@ def dims(values: Sequence[int]) -> Any:
     return (c_int64 * len(values))(*values)
 
 
+def can_describe(shape: Sequence[int]) -> bool:
+    """Whether oneDNN knows shapes with so many axes: not a single number, and 12 at most."""
+    return 1 <= len(shape) <= dnn.MAX_AXES
+
+
 class Layout:
     """A memory descriptor: logical shape plus the order of its elements in memory.
 
@@ -84,14 +89,15 @@ class Layout:
 
     @classmethod
     def plain(cls, runtime: Runtime, shape: Sequence[int], dtype: int = dnn.F32) -> Layout:
-        """C order, as the host has it."""
-        strides = [1] * len(shape)
-        for axis in reversed(range(len(shape) - 1)):
-            strides[axis] = strides[axis + 1] * shape[axis + 1]
+        """C order, as the host has it; shapes that oneDNN has no axes for are described flat."""
+        extents = shape if can_describe(shape) else (math.prod(shape),)
+        strides = [1] * len(extents)
+        for axis in reversed(range(len(extents) - 1)):
+            strides[axis] = strides[axis + 1] * extents[axis + 1]
         handle = c_void_p()
         runtime.check(
             "memory_desc_create_with_strides",
-            *(byref(handle), len(shape), dims(shape), dtype, dims(strides)),
+            *(byref(handle), len(extents), dims(extents), dtype, dims(strides)),
         )
         return cls(runtime, handle, shape, dtype)
 

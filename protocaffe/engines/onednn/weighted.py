@@ -101,7 +101,7 @@ def _foldable_chain(plan: OneDnnPlan, node: LayerNode[Layer]) -> Chain | None:
     """The chain of BatchNorm and Scale with running statistics that overwrites the result."""
     top = node.tops[0]
     norm: LayerNode[Any] | None = plan.next_reader(node, top)
-    if norm is None or norm.tops[0] is not top or any(node.layer.loss_weights):
+    if norm is None or top not in norm.tops[:1] or any(node.layer.loss_weights):
         return None
     chain = find_chain(plan, norm)
     folds = chain is not None and norm.layer.use_global_stats and not norm.needs_backward
