@@ -68,7 +68,7 @@ def insert_splits(written: list[list[Version]], nodes: list[Node]) -> list[Node]
     """Return the layers with a Split after each one that writes a version of several uses.
 
     The readers' bottoms are renamed to the split's tops, in order of use. An explicit loss
-    weight moves to the split's first top.
+    weight moves to the split's first top, and its layer falls back to the default weights.
     """
     result = []
     for node, versions in zip(nodes, written, strict=True):
@@ -86,17 +86,11 @@ def _split(version: Version) -> Node:
     if version.loss_weight:
         next(free)
         param.loss_weight.extend([version.loss_weight] + [0.0] * (len(tops) - 1))
-        _drop_loss_weight(writer.param, version.top)
+        # As Caffe does: the weights of the layer's other tops go, too (theirs may have moved).
+        writer.param.ClearField("loss_weight")
     for reader, bottom in version.readers:
         reader.bottoms[bottom] = next(free)
     return Node(param, [blob], tops, writer.where)
-
-
-def _drop_loss_weight(param: LayerParameter, top: int) -> None:
-    """Take the weight off the top; a layer without any other falls back to its default."""
-    param.loss_weight[top] = 0.0
-    if not any(param.loss_weight):
-        param.ClearField("loss_weight")
 
 
 def _check_overwrite(node: Node, top: int, version: Version, refuse: Refuse) -> None:

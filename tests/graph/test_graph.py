@@ -149,13 +149,13 @@ def test_outputs_are_in_byte_order():
     ]
 
 
-def test_weights_move_to_the_split_and_others_stay():
+def test_a_weight_moves_to_the_split_and_the_layers_others_go_as_in_caffe():
     graph = build(
         """layer { name: "a" top: ["x", "y", "z"] loss_weight: [2, 0.5, 0] }
         layer { name: "b" bottom: ["x", "z", "z"] }"""
     )
     assert {node.name: list(node.param.loss_weight) for node in graph.nodes} == {
-        "a": [0, 0.5, 0],
+        "a": [],
         "x_a_0_split": [2, 0],
         "z_a_2_split": [],
         "b": [],
@@ -262,7 +262,17 @@ def test_every_version_of_a_blob_is_used_once(net):
             assert top not in unread
             unread[top] = node.param.loss_weight[j] if node.param.loss_weight else 0.0
     assert graph.outputs == sorted(unread)
-    assert sum(unread.values()) == sum(sum(layer.loss_weight) for layer in net.layer)
+    splits = {node.name for node in graph.nodes if node.param.type == "Split"}
+    expected = 0.0
+    for layer in net.layer:
+        weights = list(layer.loss_weight)
+        moved = [
+            weight
+            for j, (top, weight) in enumerate(zip(layer.top, weights, strict=False))
+            if weight and f"{top}_{layer.name}_{j}_split" in splits
+        ]
+        expected += sum(moved or weights)
+    assert sum(unread.values()) == expected
 
 
 @given(nets())
