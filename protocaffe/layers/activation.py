@@ -272,7 +272,7 @@ class ELU(Function):
         return self.xp.maximum(x, 0) + negative
 
     def derivative(self, x: Array, y: Array) -> Any:
-        slope = y + self.alpha
+        slope = self.xp.asarray(y + self.alpha)  # a number alone is no array yet
         if self.alpha == 1:  # then it grows to 1 at x = 0: no choice by a mask, which is slow
             return self.xp.minimum(slope, 1, out=slope)
         return self.xp.where(x > 0, 1, slope)

@@ -95,6 +95,8 @@ def _per_axis(
             )
         return tuple(getattr(param, name) for name in pair)
     if not values:
+        if not spatial:
+            return ()
         if default is None:
             raise error(f"{field} is missing (or {pair[0]} and {pair[1]})")
         values = [default]

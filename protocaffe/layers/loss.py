@@ -205,14 +205,15 @@ class EuclideanLoss(Loss):
                 f"both bottoms need as many numbers per sample, got shapes {bottom[0].shape} "
                 f"and {bottom[1].shape}"
             )
+        self._batch = bottom[0].num
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         a, b = bottom[0].data.ravel(), bottom[1].data.ravel()
         self._difference = a - b
-        top[0].data[...] = (self._difference @ self._difference) / (2 * bottom[0].num)
+        top[0].data[...] = (self._difference @ self._difference) / (2 * self._batch)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        factor = self.weight(top) / bottom[0].num
+        factor = self.weight(top) / self._batch
         for blob, sign, wanted in zip(bottom, (1, -1), propagate_down, strict=True):
             if wanted:
                 difference = self._difference.reshape(blob.shape)
@@ -250,6 +251,7 @@ class SmoothL1Loss(Loss):
                     f"all bottoms need as many numbers; blob {bottom_name(self, 0)} has shape "
                     f"{bottom[0].shape} and {bottom_name(self, index)} has {blob.shape}"
                 )
+        self._batch = bottom[0].num
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         xp, (a, b, *weights) = self.xp, (blob.data.ravel() for blob in bottom)
@@ -263,10 +265,10 @@ class SmoothL1Loss(Loss):
         if weights:
             losses *= weights[1]
             self._slope *= weights[0] * weights[1]
-        top[0].data[...] = losses.sum() / bottom[0].num
+        top[0].data[...] = losses.sum() / self._batch
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        factor = self.weight(top) / bottom[0].num
+        factor = self.weight(top) / self._batch
         for blob, sign, wanted in zip(bottom, (1, -1, 0, 0), propagate_down, strict=False):
             if wanted:
                 self.xp.multiply(self._slope.reshape(blob.shape), sign * factor, out=blob.diff)
@@ -352,7 +354,7 @@ class SigmoidCrossEntropyLoss(Loss):
             self._counted = xp.ones(x.shape, bool)
         else:
             self._counted = xp.trunc(target) != self.ignore_label
-        self._divisor = self.normalization.divisor(self._counted, bottom[0].num)
+        self._divisor = self.normalization.divisor(self._counted, bottom[0].shape[0])
         # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|) never overflows.
         losses = xp.maximum(x, 0) - x * target + xp.log1p(xp.exp(-abs(x)))
         top[0].data[...] = xp.where(self._counted, losses, 0).sum() / self._divisor
@@ -425,6 +427,9 @@ class InfogainLoss(ScoreLoss):
 
     bottoms = (2, 3)
     no_gradient = (1, 2)
+
+    def allow_force_backward(self, bottom_index: int) -> bool:
+        return bottom_index != 1  # as Caffe, which then stops because of bottom 2
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         super().setup(bottom, top)

@@ -131,6 +131,15 @@ class Scale(SpreadOperand):
             self.add_blob(self.operand(bottom).shape, param.bias_filler)
         self._x = SavedInput()
 
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().reshape(bottom, top)
+        operand = self.operand(bottom)
+        if self.bias_term and self.blobs[-1].shape != operand.shape:
+            raise self.error(
+                f"its bias was set up for an operand of shape {self.blobs[-1].shape}; bottom 1 "
+                f"now has shape {operand.shape}"
+            )
+
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = self._x.save(bottom[0], top[0]), self.view(top[0].data)
         self.xp.multiply(self.view(x), self.spread(self.operand(bottom).data), out=y)

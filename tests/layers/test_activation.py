@@ -79,7 +79,8 @@ def test_is_the_function_of_every_number(name, shape, seed):
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"threshold"}))
 def test_gradient(name):
     rng = np.random.default_rng(0)
-    check_gradients(Runner(FUNCTIONS[name][0], spaced(rng, (3, 2, 4))), rng)
+    for shape in ((3, 2, 4), ()):
+        check_gradients(Runner(FUNCTIONS[name][0], spaced(rng, shape)), rng)
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"abs", "threshold"}))

@@ -14,7 +14,7 @@ from tests.layers.gradient_check import Runner, check_gradients
 @st.composite
 def cases(draw, transposed=False):
     """Draw settings, their prototxt and a bottom shape that they fit."""
-    spatial = draw(st.integers(1, 3))
+    spatial = draw(st.integers(0, 3))
     group = draw(st.integers(1, 2))
     channels, outputs = (group * draw(st.integers(1, 2)) for _ in range(2))
     each = st.integers

@@ -151,7 +151,7 @@ def test_a_wrong_label_of_a_pixel_is_placed():
 
 
 @given(
-    shape=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+    shape=st.lists(st.integers(1, 3), min_size=1, max_size=5).map(tuple),
     mode=st.sampled_from([*MODES, None]),
     ignore=st.sampled_from([None, 0, 1]),
     seed=st.integers(0, 999),

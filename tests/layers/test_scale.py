@@ -126,3 +126,11 @@ def test_axpy(shape, padded, seed):
 def test_axpy_refuses(shapes):
     with pytest.raises(LayerError, match=r"needs shapes \(N, C\), \(N, C, ...\) and the same"):
         Runner('type: "Axpy"', *(np.ones(shape) for shape in shapes))
+
+
+def test_a_bias_keeps_the_shape_it_was_made_for():
+    runner = Runner('type: "Scale" scale_param { bias_term: true }', np.ones((2, 3)), np.ones(3))
+    for blob, shape in zip(runner.bottom, ((2, 4), (4,)), strict=True):
+        blob.reshape(shape)
+    with pytest.raises(LayerError, match=r"bias was set up for .*\(3,\); bottom 1 now .* \(4,\)"):
+        runner.layer.reshape(runner.bottom, runner.top)
