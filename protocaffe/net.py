@@ -32,7 +32,7 @@ from protocaffe.proto.stored import is_hdf5
 from protocaffe.proto.text import Source, format_text, read_net
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.settings import next_seed
-from protocaffe.weights import encode_layer, load_weights, save_weights
+from protocaffe.weights import encode_layer, load_weights, numbered, save_weights
 
 Weights = str | Path | Sequence[str | Path]
 
@@ -258,9 +258,8 @@ class Net(NetCalls):
 
     def clear_param_diffs(self) -> None:
         """Set the gradient of every parameter to 0."""
-        for blobs in self.params.values():
-            for blob in blobs:
-                blob.diff_storage.zero()
+        for learnable in self.learnable:
+            learnable.blob.diff_storage.zero()
 
     def reshape(self) -> None:
         """Let every layer follow changed input shapes (``forward`` does it by itself)."""
@@ -291,10 +290,9 @@ class Net(NetCalls):
             NetError: a parameter has another shape there.
         """
         pairs = []
-        for name, blobs in self.params.items():
-            for index, (mine, theirs) in enumerate(
-                zip(blobs, other.params.get(name, []), strict=False)
-            ):
+        given = other._all_params()
+        for name, blobs in self._all_params().items():
+            for index, (mine, theirs) in enumerate(zip(blobs, given.get(name, []), strict=False)):
                 if mine.shape != theirs.shape:
                     raise NetError(
                         f"layer '{name}' parameter {index} has shape {mine.shape} here but "
@@ -311,7 +309,7 @@ class Net(NetCalls):
             FileError: the file is missing or damaged.
             WeightsError: a layer of that name has other blobs; names layer and both shapes.
         """
-        load_weights(source, self.params)
+        load_weights(source, self._all_params())
 
     def to_proto(self, diff: bool = False) -> caffe_pb2.NetParameter:
         """Return the net with its weights, as ``.caffemodel`` files hold it.
@@ -344,19 +342,25 @@ class Net(NetCalls):
 
     def load_hdf5(self, path: str | Path) -> None:
         """Load weights from an HDF5 file, whatever its name; see :meth:`copy_from`."""
-        load_weights(path, self.params, hdf5=True)
+        load_weights(path, self._all_params(), hdf5=True)
+
+    def _all_params(self) -> dict[str, list[Blob]]:
+        """Return what ``params`` has, and that of layers whose name others have, too."""
+        layers = zip(numbered(self.layer_names), self.layers, strict=True)
+        return {name: layer.blobs for name, layer in layers if layer.blobs}
 
     # -- resuming ------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
         """Return what a run that goes on later needs besides the weights, as JSON values."""
-        return {layer.name: layer.get_state() for layer in self.layers}
+        layers = zip(numbered(self.layer_names), self.layers, strict=True)
+        return {name: layer.get_state() for name, layer in layers}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where :meth:`get_state` was called; layers it does not know stay."""
-        for layer in self.layers:
-            if layer.name in state:
-                layer.set_state(state[layer.name])
+        for name, layer in zip(numbered(self.layer_names), self.layers, strict=True):
+            if name in state:
+                layer.set_state(state[name])
 
     # -- building ------------------------------------------------------------------------
 

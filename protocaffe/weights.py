@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,16 @@ class Matching:
     refused: list[str] = field(default_factory=list)
 
 
+def numbered(names: Iterable[str]) -> list[str]:
+    """Tell names that occur again apart, as layers of one net may have one name: x, x (2), ..."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        seen[name] += 1
+        keys.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return keys
+
+
 def load_weights(
     source: str | Path | caffe_pb2.NetParameter,
     params: Mapping[str, Sequence[Blob]],
@@ -62,7 +73,7 @@ def load_weights(
 
     Args:
         source: a ``.caffemodel`` or ``.caffemodel.h5`` file, or a message.
-        params: the net's parameter blobs by layer name.
+        params: the net's parameter blobs by layer name (see :func:`numbered`).
         hdf5: the file is HDF5 whatever its name.
 
     Raises:
@@ -90,8 +101,10 @@ def match_layers(layers: Sequence[StoredLayer], params: Mapping[str, Sequence[Bl
     """Find out what of a file goes where."""
     matching = Matching()
     shared = _shared(params)
-    for layer in layers:
-        targets = params.get(layer.name)
+    names = numbered(layer.name for layer in layers)
+    for name, layer in zip(names, layers, strict=True):
+        layer = StoredLayer(name, layer.blobs)
+        targets = params.get(name)
         if targets is None:
             if layer.blobs:
                 matching.left_out.append(layer.name)
@@ -105,8 +118,7 @@ def match_layers(layers: Sequence[StoredLayer], params: Mapping[str, Sequence[Bl
         for place, blob in layer.blobs.items():
             label = f"layer '{layer.name}' blob {place}"
             matching.pairs.append((label, targets[place].data_storage, blob))
-    known = {layer.name for layer in layers}
-    matching.fresh = [name for name in params if name not in known]
+    matching.fresh = [name for name in params if name not in names]
     return matching
 
 
@@ -249,13 +261,14 @@ def host_array(blob: Blob, storage: Storage) -> Array:
 
 def _save_hdf5(path: str, layers: Sequence[Layer], diff: bool) -> None:
     """Write a model as Caffe does: shared data once, with their owner; gradients with everybody."""
-    shared = _shared({layer.name: layer.blobs for layer in layers})
+    names = numbered(layer.name for layer in layers)
+    shared = _shared({name: layer.blobs for name, layer in zip(names, layers, strict=True)})
     with create_hdf5(path) as file:
         parts = [file.create_group("data")] + ([file.create_group("diff")] if diff else [])
-        for layer in layers:
-            groups = [part.require_group(layer.name) for part in parts]
+        for name, layer in zip(names, layers, strict=True):
+            groups = [part.require_group(name) for part in parts]
             for place, blob in enumerate(layer.blobs):
-                if (layer.name, place) not in shared:
+                if (name, place) not in shared:
                     groups[0][str(place)] = host_array(blob, blob.data_storage)
                 if diff:
                     groups[1][str(place)] = host_array(blob, blob.diff_storage)

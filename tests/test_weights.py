@@ -131,3 +131,40 @@ def test_float64_weights_stay_exact(tmp_path):
     two = net(engine="numpy", dtype="float64", seed=2)
     two.copy_from(tmp_path / "net.caffemodel")
     assert (parameters(one)["one/0"] == parameters(two)["one/0"]).all()
+
+
+TWICE = SHARED.replace('name: "two"', 'name: "one"').replace('param { name: "w" }', "")
+
+
+@pytest.mark.parametrize("name", ["m.caffemodel", "m.caffemodel.h5"])
+def test_layers_of_one_name_have_weights_of_their_own(tmp_path, name):
+    saved, loaded, third = (net(TWICE, seed=seed) for seed in (1, 2, 3))
+    saved.save(tmp_path / name)
+    loaded.copy_from(tmp_path / name)
+    third.share_with(saved)
+    for other in (loaded, third):
+        for mine, theirs in zip(saved.learnable, other.learnable, strict=True):
+            np.testing.assert_array_equal(mine.blob.data, theirs.blob.data)
+    for learnable in saved.learnable:
+        learnable.blob.diff[...] = 1
+    saved.clear_param_diffs()
+    assert not any(learnable.blob.diff.any() for learnable in saved.learnable)
+
+
+def test_layers_of_one_name_remember_their_own_random_numbers():
+    drop = 'layer { name: "d" type: "Dropout" bottom: "x" top: "x" }'
+    text = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 9 } } }'
+    first, second = (net(text + drop + drop, seed=seed) for seed in (1, 2))
+    second.set_state(first.get_state())
+    for one, two in zip(first.layers, second.layers, strict=True):
+        assert one.get_state() == two.get_state()
+
+
+def test_a_file_with_one_of_two_layers_of_one_name_is_for_the_first(tmp_path):
+    one = net(TWICE).to_proto()
+    del one.layer[-1]
+    target = net(TWICE, seed=5)
+    second = target.layers[-1].blobs[0].data.copy()
+    target.copy_from(one)
+    np.testing.assert_array_equal(target.layers[1].blobs[1].data, 0)
+    np.testing.assert_array_equal(target.layers[-1].blobs[0].data, second)
