@@ -62,7 +62,7 @@ def _missing_paths(solver: SolverParameter, path: str) -> Iterator[tuple[str, st
         elif not os.access(folder, os.W_OK):
             yield "snapshot_prefix", f"snapshots cannot be written to folder '{folder}'"
     for files in solver.weights:
-        for file in files.split(","):
+        for file in map(str.strip, files.split(",")):
             if not os.path.exists(file):
                 yield "weights", f"no such file: '{file}' (paths are relative to where you are)"
 

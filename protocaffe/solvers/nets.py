@@ -37,8 +37,8 @@ def net_problems(param: SolverParameter) -> Iterator[tuple[str, str]]:
             f"test_iter must be given once per test net: {wanted} test_iter for "
             f"{len(sources)} test net(s)",
         )
-    if any(count < 1 for count in param.test_iter):
-        yield "test_iter", f"test_iter must be at least 1, got {min(param.test_iter)}"
+    if any(count < 0 for count in param.test_iter):
+        yield "test_iter", f"test_iter must not be negative, got {min(param.test_iter)}"
     if sources and param.test_interval <= 0:
         yield "test_interval", "there are test nets, so test_interval must be positive"
     if param.test_state and len(param.test_state) != len(sources):

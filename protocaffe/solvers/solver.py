@@ -106,9 +106,9 @@ class Solver:
         self.net = self._train_net()
         self.test_nets = self._test_nets()
         for files in self.param.weights:
-            log.info("Finetuning from %s", files)
             for file in files.split(","):
-                self._load_weights(file)
+                log.info("Finetuning from %s", file.strip())
+                self._load_weights(file.strip())
         self.history = [
             Blob(p.blob.shape, self.net.dtype)
             for _ in range(self.history_sets)
@@ -311,7 +311,7 @@ class Solver:
             diff = self.engine.flat_views(learnable.blob.diff_storage)[0]
             squares += float(np.dot(diff, diff))
         norm = float(np.sqrt(squares))
-        if norm <= limit:
+        if not norm > limit:  # NaN too: what is finite stays so, as in Caffe
             return 1 / self.param.iter_size
         log.info(
             "Gradient clipping: scaling down gradients (L2 norm %s > %s) by scale factor %s",
@@ -335,9 +335,10 @@ class Solver:
             loss += net.run_forward()
             outputs = [net.blobs[name].data.ravel().astype(np.float64) for name in net.outputs]
             sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else outputs
-        if self.param.test_compute_loss:
+        if batches and self.param.test_compute_loss:
             log.info("Test loss: %s", number(loss / batches))
-        self._show_outputs("Test", net, [each / batches for each in sums])
+        if batches:
+            self._show_outputs("Test", net, [each / batches for each in sums])
 
     def _smooth(self, loss: float) -> None:
         self._losses.append(loss)

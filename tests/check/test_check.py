@@ -264,7 +264,10 @@ def test_a_good_solver_has_no_problems(check_solver):
         (settings("max_iter: 10\n"), " warning: max_iter is 0, so nothing will be trained"),
         (settings("", "test_iter: 1"), "error: there are test nets, so test_interval must be"),
         (settings("", "test_interval: 1"), "5: warning: test_interval has no effect without"),
-        (settings("", "test_iter: 0 test_interval: 1"), "5: error: test_iter must be at least 1"),
+        (
+            settings("", "test_iter: -1 test_interval: 1"),
+            "5: error: test_iter must not be negative",
+        ),
         (
             settings("", 'test_net: "net.prototxt" test_interval: 1'),
             "error: test_iter must be given once per test net: 0 test_iter for 1 test net(s)",

@@ -213,6 +213,32 @@ def test_clipping_scales_the_accumulated_gradient(engine: str) -> None:
     assert norm == pytest.approx(0.01 / 2, rel=1e-3)
 
 
+def test_clipping_leaves_finite_gradients_alone_where_others_are_not(engine: str) -> None:
+    solver = get_solver(settings(clip_gradients=0.01), engine=engine)
+    weight, bias = solver.net.params["ip"]
+    weight.diff[...], bias.diff[...] = 1, np.nan
+    before = weight.data.copy()
+    solver.apply_update()
+    np.testing.assert_allclose(weight.data, before - 0.1, rtol=1e-5)
+
+
+def test_a_test_net_may_run_for_no_batches(caplog: pytest.LogCaptureFixture) -> None:
+    fields = {"test_iter": [0], "test_interval": 1, "test_compute_loss": True}
+    with caplog.at_level("INFO", logger="protocaffe"):
+        get_solver(settings(**fields)).step(1)
+    assert "Testing net (#0)" in caplog.text
+    assert "Test net output" not in caplog.text
+
+
+def test_the_solvers_weights_are_a_list_with_commas(tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.caffemodel", "b.caffemodel")]
+    nets = [get_solver(settings(random_seed=seed)).net for seed in (2, 3)]
+    for net, file in zip(nets, files, strict=True):
+        net.save(file)
+    solver = get_solver(settings(weights=[" , ".join(files)]))
+    assert (solver.net.params["ip"][0].data == nets[1].params["ip"][0].data).all()
+
+
 def test_a_resumed_run_ends_where_a_straight_one_does(tmp_path: Path, engine: str) -> None:
     """With constant data the snapshot holds all there is."""
 
