@@ -122,6 +122,13 @@ def test_the_package_takes_along_the_weights_that_ship():
         assert ("sha1" in facts) == (f'"{folder.name}/{facts["caffemodel"]}"' in project)
 
 
+def test_the_package_has_every_room():
+    project = (MODELS.parent / "pyproject.toml").read_text()
+    for place in (MODELS.parent / "protocaffe").rglob("__init__.py"):
+        name = ".".join(place.parent.relative_to(MODELS.parent).parts)
+        assert f'    "{name}",\n' in project
+
+
 def test_the_digits_that_ship_are_as_good_as_their_readme_says():
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)) / 256
