@@ -159,10 +159,12 @@ def _sweep(flags: Namespace) -> int:
     text, _ = read_net(flags.model)
     engine = chosen_engine(flags)
     log_warnings_only()
-    print(f"{'batch':>6} {'forward ms':>11} {'backward ms':>12} {'images/s':>9} {'memory MiB':>11}")
-    for batch in batches:
+    title = f"{'batch':>6} {'forward ms':>11} {'backward ms':>12} {'images/s':>9} {'memory MiB':>11}"
+    for index, batch in enumerate(batches):
         set_batch(text, batch)
         net = _net(text, flags, engine)
+        if index == 0:
+            print(title)
         passes = _sweep_passes(net, flags.iterations)
         memory = net.plan.bytes.taken + _parameter_bytes(net)
         net.close()
