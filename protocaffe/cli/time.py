@@ -159,7 +159,9 @@ def _sweep(flags: Namespace) -> int:
     text, _ = read_net(flags.model)
     engine = chosen_engine(flags)
     log_warnings_only()
-    title = f"{'batch':>6} {'forward ms':>11} {'backward ms':>12} {'images/s':>9} {'memory MiB':>11}"
+    title = (
+        f"{'batch':>6} {'forward ms':>11} {'backward ms':>12} {'images/s':>9} {'memory MiB':>11}"
+    )
     for index, batch in enumerate(batches):
         set_batch(text, batch)
         net = _net(text, flags, engine)

@@ -55,6 +55,9 @@ _FIELDS = {
     ("SolverParameter", NVIDIA): "local_gw_ratio local_lr_auto min_lr rampup_interval rampup_lr",
     ("TransformationParameter", SSD): "crop_h crop_w distort_param emit_constraint expand_param "
     "noise_param resize_param",
+    ("TransformationParameter", NVIDIA): "allow_upscale img_rand_resize_lower "
+    "img_rand_resize_upper interpolation_algo_down interpolation_algo_up rand_resize_ratio_lower "
+    "rand_resize_ratio_upper random_seed vertical_stretch_lower vertical_stretch_upper",
     ("TransformationParameter", DEEPLAB): "crop_height crop_width scale_factors",
     ("TransformationParameter", TSN): "fix_crop is_flow more_fix_crop multi_scale scale_ratios",
     ("LossParameter", SEGNET): "class_weighting weight_by_label_freqs",
