@@ -20,6 +20,7 @@ from benchmarks.problem import (
     without_dropout,
 )
 from benchmarks.worker import first_losses, peak_memory, serve, time_trainer
+from protocaffe.engines import Engine
 from protocaffe.errors import ProtocaffeError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -34,11 +35,13 @@ class ProtocaffeTrainer:
 
     Args:
         problem: what to train.
-        engine: what ``--engine`` names; None for protocaffe's own choice.
+        engine: an engine, what ``--engine`` names, or None for protocaffe's own choice.
         dropout: whether dropout layers drop anything.
     """
 
-    def __init__(self, problem: Problem, engine: str | None, *, dropout: bool = True) -> None:
+    def __init__(
+        self, problem: Problem, engine: str | Engine | None, *, dropout: bool = True
+    ) -> None:
         net = problem.net if dropout else without_dropout(problem.net)
         self.solver = get_solver(solver_param(net), engine=engine, reuse_memory=True)
         self.net = self.solver.net

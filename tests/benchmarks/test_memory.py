@@ -1,0 +1,11 @@
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from benchmarks import memory
+
+
+def test_every_side_has_a_peak():
+    peaks = memory.peaks("lenet", threads=1, batch=2)
+    assert set(peaks) == {"protocaffe", "contiguous", "channels_last"}
+    assert all(10 < peak < 10_000 for peak in peaks.values())
