@@ -277,7 +277,7 @@ class ConvolutionBase(Layer):
         grids = grid.reshape(-1, *grid.shape[axis:])
         channels = images.shape[1]
         per_image = channels * math.prod(self.geometry.kernel) * math.prod(self._grid)
-        step = min(max(1, MAX_COLUMN_COUNT // per_image), len(images))
+        step = max(1, min(MAX_COLUMN_COUNT // per_image, len(images)))
         if self._buffer.size < step * per_image:
             self._buffer = self.xp.empty(step * per_image, self.dtype)
         for start in range(0, len(images), step):
