@@ -444,10 +444,20 @@ class Net(NetCalls):
             fill_loss_weights(layer, tops)
         self._planned_shapes = self._shapes()
         # A layer that reshapes its tops while a pass runs has the rest planned anew in between.
-        lasting = self.debug_info or any(layer.dynamic for layer in self.layers)
-        self._plan = self.engine.plan(self.nodes, self._fuses, self._reuses_memory and not lasting)
+        changer = start - 1
+        if self._plan is not None and self._has_begun(changer):
+            self._plan.follow(changer)
+        else:
+            dynamic = (index for index, layer in enumerate(self.layers) if layer.dynamic)
+            lasting = self.debug_info or any(map(self._has_begun, dynamic))
+            reuse = self._reuses_memory and not lasting
+            self._plan = self.engine.plan(self.nodes, self._fuses, reuse)
         self._storages = self._find_storages()
         return self._plan
+
+    def _has_begun(self, index: int) -> bool:
+        """Whether layers that read blobs have run when a pass comes to this one."""
+        return any(self.bottoms[: max(0, index)])
 
     def _loss(self, index: int) -> float:
         loss = 0.0

@@ -72,6 +72,16 @@ class Plan:
         if node.needs_backward:
             self.backward[node.index].append(own_backward(node))
 
+    def follow(self, start: int) -> None:
+        """Bind the layers from ``start`` on again: in mid-pass, that one gave its tops new shapes.
+
+        What the layers before it have noted down for their backward stays theirs.
+        """
+        for node in self.nodes[start:]:
+            self.forward[node.index].clear()
+            self.backward[node.index].clear()
+            self.add(node)
+
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""
         for work in self.forward[index]:

@@ -515,3 +515,36 @@ def test_a_result_that_is_only_silenced(kind: str) -> None:
     text = inputs((1, 2, 3, 3)).replace("force_backward: true", "")
     text += layer("op", kind, "x", "y", options) + layer("silence", "Silence", "y", "")
     assert_engines_agree(text)
+
+
+def test_gradients_go_on_below_a_layer_that_changes_shapes_in_mid_pass() -> None:
+    """Filter lets another number of samples through in every pass."""
+    text = inputs((4, 16, 8, 8), (4,)).replace("force_backward: true", "")
+    conv = "convolution_param { num_output: 16 kernel_size: 3 bias_term: false }"
+    text += layer("c", "Convolution", "x", "c", conv) + layer("bn", "BatchNorm", "c", "c")
+    text += layer("s", "Scale", "c", "c", "scale_param { bias_term: true }")
+    text += layer("r", "ReLU", "c", "c") + layer("p", "Pooling", "c", "p", POOL)
+    text += layer("lrn", "LRN", "p", "n") + layer("f", "Filter", "n y", "f")
+    text += layer("c2", "Convolution", "f", "d", conv) + layer("r2", "ReLU", "d", "d")
+    text += layer("c3", "Convolution", "n", "e", conv) + layer("r3", "ReLU", "e", "e")
+    sums = "reduction_param { operation: SUMSQ } loss_weight: 1"
+    text += layer("l1", "Reduction", "d", "l1", sums) + layer("l2", "Reduction", "e", "l2", sums)
+    nets = [build(text, "numpy"), build(text, "onednn")]
+    rng = np.random.default_rng(0)
+    for one, other in zip(nets[0].learnable, nets[1].learnable, strict=True):
+        one.blob.data[...] = rng.standard_normal(one.blob.shape) * 0.1
+        other.blob.data[...] = one.blob.data
+    for passing in ([1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]):
+        x = rng.standard_normal((4, 16, 8, 8))
+        losses = []
+        for net in nets:
+            net.blobs["x"].data[...], net.blobs["y"].data[...] = x, passing
+            net.clear_param_diffs()
+            losses.append(net.run_forward())
+            net.run_backward()
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        for one, other in zip(nets[0].learnable, nets[1].learnable, strict=True):
+            _assert_close(one.blob.diff, other.blob.diff, f"{passing}: gradient of {one.layer}")
+
+
+POOL = "pooling_param { kernel_size: 3 stride: 2 }"

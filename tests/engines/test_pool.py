@@ -7,18 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocaffe.blob import Blob
 from protocaffe.engines import get_engine
 from protocaffe.engines.onednn.pool import Buffer, Pool
 from protocaffe.errors import NetError, UsageError
+from protocaffe.layers import Layer
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
 
 CONV = 'convolution_param { num_output: %d kernel_size: %d pad: %d weight_filler { type: "msra" } }'
 
+DATA = """
+    layer { name: "data" type: "Input" top: "data" top: "label"
+            input_param { shape { dim: 4 dim: 3 dim: 20 dim: 20 } shape { dim: 4 } } }
+"""
+
 NET = f"""
-    layer {{ name: "data" type: "Input" top: "data" top: "label"
-            input_param {{ shape {{ dim: 4 dim: 3 dim: 20 dim: 20 }} shape {{ dim: 4 }} }} }}
+    {DATA}
     layer {{ name: "conv1" type: "Convolution" bottom: "data" top: "conv1" {CONV % (32, 3, 1)} }}
     layer {{ name: "norm1" type: "BatchNorm" bottom: "conv1" top: "conv1" }}
     layer {{ name: "scale1" type: "Scale" bottom: "conv1" top: "conv1"
@@ -59,14 +65,19 @@ NET = f"""
 """
 
 
-def make(reuse_memory: bool, phase: int = caffe_pb2.TRAIN, precision: str = "float32") -> Net:
+def make(
+    reuse_memory: bool,
+    phase: int = caffe_pb2.TRAIN,
+    precision: str = "float32",
+    text: str = NET,
+) -> Net:
     try:
         engine = get_engine("onednn", precision)
     except UsageError as reason:
         pytest.skip(str(reason))
-    text = parse_text(NET, caffe_pb2.NetParameter())
+    net = parse_text(text, caffe_pb2.NetParameter())
     test = phase == caffe_pb2.TEST
-    return Net(text, phase, engine=engine, seed=1, forward_only=test, reuse_memory=reuse_memory)
+    return Net(net, phase, engine=engine, seed=1, forward_only=test, reuse_memory=reuse_memory)
 
 
 def feed(net: Net, seed: int) -> None:
@@ -92,6 +103,39 @@ def test_results_are_the_same_to_the_last_bit(precision: str) -> None:
         for name, blobs in nets[0].params.items():
             for one, other in zip(blobs, nets[1].params[name], strict=True):
                 assert (one.diff == other.diff).all(), name
+
+
+class Batches(Layer):
+    """A source whose batches have other sizes from time to time."""
+
+    sizes = (4, 2, 2, 3)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        top[0].reshape(4, 3, 20, 20)
+        top[1].reshape(4)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        n = self.sizes[int(self.rng.integers(4))]
+        top[0].reshape(n, 3, 20, 20)
+        top[1].reshape(n)
+        top[0].data[...] = self.rng.standard_normal(top[0].shape)
+        top[1].data[...] = self.rng.integers(5, size=n)
+
+
+def test_memory_is_shared_behind_a_data_layer_that_changes_its_shape() -> None:
+    text = f"""layer {{ name: "data" type: "Python" top: "data" top: "label"
+                        python_param {{ module: "{__name__}" layer: "Batches" }} }}"""
+    text = NET.replace(DATA, text)
+    nets = [make(False, text=text), make(True, text=text)]
+    for _ in range(6):
+        for net in nets:
+            net.clear_param_diffs()
+            net.run_forward()
+            net.run_backward()
+        for one, other in zip(nets[0].learnable, nets[1].learnable, strict=True):
+            assert (one.blob.diff == other.blob.diff).all(), one.layer
+    pool = nets[1]._plan.pool  # type: ignore[union-attr]
+    assert 0 < pool.size < 0.6 * pool.unshared
 
 
 def test_memory_is_saved() -> None:

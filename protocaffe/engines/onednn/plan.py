@@ -76,6 +76,17 @@ class Gradient:
     array: NativeArray
 
 
+@dataclass
+class Progress:
+    """What a plan knows when it comes to a layer that may change shapes in mid-pass."""
+
+    copies: dict[int, list[NativeArray]]
+    versions: dict[int, NativeArray]
+    fused: set[int]
+    absorbed: set[int]
+    own: set[int]
+
+
 AT_HOME = (Truth.HOST, Truth.BOTH)
 """Where the truth is on the host, too."""
 
@@ -115,15 +126,17 @@ class OneDnnPlan(Plan):
         self._fused: set[int] = set()
         self._absorbed: set[int] = set()
         self._own: set[int] = set()
+        self._progress: dict[int, Progress] = {}
         _leave_pools(nodes)
         super().__init__(nodes)
-        for _, bind in reversed(self._backward_to_bind):
-            bind()
+        self._bind_all_backward()
         self._first_backward = min((n.index for n in nodes if n.needs_backward), default=0)
         self._transient = self._share_memory() if reuses_memory else ({}, {})
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: its kernel if there is one for it, else its own code."""
+        if node.layer.dynamic:
+            self._progress[node.index] = self._note_progress()
         if node.index in self._absorbed:
             return
         build = kernels.get(type(node.layer))
@@ -141,6 +154,27 @@ class OneDnnPlan(Plan):
             self._own.add(node.index)
             if node.needs_backward:
                 self.bind_backward(node, lambda: self._add_own_backward(node))
+
+    def follow(self, start: int) -> None:
+        """Bind the layers from ``start`` on again (see :meth:`Plan.follow`)."""
+        known = self._progress[start]
+        self._copies, self._versions = known.copies, known.versions
+        self._fused, self._absorbed, self._own = known.fused, known.absorbed, known.own
+        self.joined = [group for group in self.joined if min(group) < start]
+        super().follow(start)
+        self._bind_all_backward()
+
+    def _note_progress(self) -> Progress:
+        return Progress(
+            {key: [*copies] for key, copies in self._copies.items()},
+            {**self._versions},
+            *({*self._fused}, {*self._absorbed}, {*self._own}),
+        )
+
+    def _bind_all_backward(self) -> None:
+        for _, bind in reversed(self._backward_to_bind):
+            bind()
+        self._backward_to_bind.clear()
 
     def _add_own_backward(self, node: LayerNode[Layer]) -> None:
         for top in node.tops:
