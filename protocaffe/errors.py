@@ -59,3 +59,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {each.lower(): each for each in names}
     near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def near_or_all(name: str, known: Iterable[str]) -> str:
+    """Return what :func:`did_you_mean` does, or else `` (known: a, b, c)``."""
+    names = list(known)
+    return did_you_mean(name, names) or f" (known: {', '.join(names)})"

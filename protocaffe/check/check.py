@@ -92,10 +92,12 @@ def _check_states(
         check_net(net, states[phase], source, problems)
     problems.phase = ""
     kept = {(node.where, node.name) for nodes, _ in rules.values() for node in nodes}
-    for node, reason in next(iter(rules.values()))[1]:
+    for node, _ in next(iter(rules.values()))[1]:
         if kept and (node.where, node.name) not in kept:
             nets = " and ".join(states)
-            problems.warning(node.error(f"is in no net that was checked ({nets}): {reason}"))
+            problems.warning(
+                node.error(f"is in no net that was checked ({nets}) because of {node.rules}")
+            )
 
 
 def _ignore(error: NetError) -> None:

@@ -10,11 +10,12 @@ from protocaffe.check.problems import Problems
 from protocaffe.errors import NetError, ProtocaffeError
 from protocaffe.graph import Graph, Node, build_graph
 from protocaffe.graph.backward import BackwardFacts, decide_backward
-from protocaffe.layers import Layer, create_layer
+from protocaffe.layers import create_layer
 from protocaffe.layers.base import layer_class
 from protocaffe.layers.describe import settings_fields
+from protocaffe.layers.fillers import check_type
 from protocaffe.proto import caffe_pb2
-from protocaffe.proto.caffe_pb2 import NetParameter, NetState
+from protocaffe.proto.caffe_pb2 import FillerParameter, NetParameter, NetState
 from protocaffe.proto.text import Source
 from protocaffe.scaffold import DATA_LAYERS, missing_files, stand_in
 
@@ -47,8 +48,9 @@ def check_net(net: NetParameter, state: NetState, source: Source, problems: Prob
         for warning in (*_unused_settings(node), *_data_warnings(node, state)):
             problems.warning(node.error(warning))
     _check_names(nodes, problems)
-    if _has_loss(assembly.layers):
-        _check_unread(graph, problems)
+    if any(_is_loss(node) for node in nodes):
+        if _is_wired(graph):
+            _check_unread(graph, problems)
         if state.phase == caffe_pb2.TRAIN:
             _check_fillers(nodes, problems)
             _check_gradients(graph, assembly, problems)
@@ -80,8 +82,17 @@ def _add(assembly: Assembly, node: Node, problems: Problems) -> None:
             assembly.add(node)
         else:
             create_layer(node.param, node.where, dry=True)
+            _check_filler_types(node)
     except ProtocaffeError as error:
         problems.error(error)
+
+
+def _check_filler_types(node: Node) -> None:
+    for descriptor, settings in node.param.ListFields():
+        if descriptor.name.endswith("_param") and not descriptor.is_repeated:
+            for _, value in settings.ListFields():
+                if isinstance(value, FillerParameter):
+                    check_type(value, node.error)
 
 
 RELATIVE = "paths are relative to where you are"
@@ -91,15 +102,23 @@ def _is_split(node: Node) -> bool:
     return node.param.type == "Split" and node.name.endswith("_split")
 
 
-def _has_loss(layers: Sequence[Layer]) -> bool:
-    return any(any(layer.loss_weights) for layer in layers)
+def _is_loss(node: Node) -> bool:
+    """Tell whether a layer adds to what is minimized."""
+    by_itself = _is_known(node) and layer_class(node.param.type).is_loss
+    return any(node.param.loss_weight) or (by_itself and not node.param.loss_weight)
+
+
+def _is_known(node: Node) -> bool:
+    try:
+        layer_class(node.param.type)
+    except NetError:
+        return False
+    return True
 
 
 def _unused_settings(node: Node) -> Iterator[str]:
     """Yield what is set for layers of other types."""
-    try:
-        layer_class(node.param.type)
-    except NetError:
+    if not _is_known(node):
         return
     used = settings_fields(node.param.type)
     for field, _ in node.param.ListFields():
@@ -130,6 +149,12 @@ def _check_names(nodes: Sequence[Node], problems: Problems) -> None:
                     f"one of them only"
                 )
             )
+
+
+def _is_wired(graph: Graph) -> bool:
+    """Tell whether somebody writes every blob that is read; else nobody may read what is meant."""
+    tops = {top for node in graph.nodes for top in node.tops}
+    return tops.issuperset(bottom for node in graph.nodes for bottom in node.bottoms)
 
 
 def _check_unread(graph: Graph, problems: Problems) -> None:
@@ -172,12 +197,10 @@ def _idle_below(node: Node, idle: Sequence[Node]) -> list[str]:
 
 
 def _is_wanted(node: Node) -> bool:
-    param = node.param
-    try:
-        is_loss = layer_class(param.type).is_loss
-    except NetError:
+    if not _is_known(node):
         return True
-    return is_loss or any(param.loss_weight) or param.type in MEASURES
+    is_loss = layer_class(node.param.type).is_loss
+    return is_loss or any(node.param.loss_weight) or node.param.type in MEASURES
 
 
 def _check_gradients(graph: Graph, assembly: Assembly, problems: Problems) -> None:

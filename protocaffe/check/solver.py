@@ -8,14 +8,21 @@ from itertools import pairwise
 from pathlib import Path
 
 from protocaffe.check.problems import Problems
-from protocaffe.errors import did_you_mean
+from protocaffe.errors import near_or_all
 from protocaffe.proto import scan
 from protocaffe.proto.caffe_pb2 import SolverParameter
 from protocaffe.solvers import SOLVERS
 from protocaffe.solvers.learning_rate import NEEDS
 from protocaffe.solvers.snapshot import snapshot_prefix
+from protocaffe.solvers.solver import Solver
 
 RATE_FIELDS = ("gamma", "power", "stepsize", "stepvalue")
+RULE_FIELDS = {
+    "delta": ("AdaGrad", "RMSProp", "AdaDelta", "Adam"),
+    "momentum2": ("Adam",),
+    "rms_decay": ("RMSProp",),
+}
+"""Settings of some update rules, and which these are."""
 
 
 class Fields:
@@ -41,16 +48,14 @@ class Fields:
 
 def check_settings(solver: SolverParameter, path: str, fields: Fields, problems: Problems) -> None:
     """Find all that is wrong with a solver's own settings."""
-    if solver.type in SOLVERS:
-        for field, message in SOLVERS[solver.type].setting_problems(solver):
-            problems.error(fields.located(field, message))
-    else:
-        known = ", ".join(SOLVERS)
-        message = f"unknown solver type '{solver.type}'{did_you_mean(solver.type, SOLVERS)}"
-        problems.error(fields.located("type", f"{message} (solver types: {known})"))
+    if solver.type not in SOLVERS:
+        message = f"unknown solver type '{solver.type}'{near_or_all(solver.type, SOLVERS)}"
+        problems.error(fields.located("type", message))
+    for field, message in SOLVERS.get(solver.type, Solver).setting_problems(solver):
+        problems.error(fields.located(field, message))
     for field, message in _missing_paths(solver, path):
         problems.error(fields.located(field, message))
-    for field, message in (*_rate_warnings(solver), *_warnings(solver)):
+    for field, message in (*_rate_warnings(solver), *_rule_warnings(solver), *_warnings(solver)):
         problems.warning(fields.located(field, message))
 
 
@@ -86,6 +91,12 @@ def _rate_warnings(solver: SolverParameter) -> Iterator[tuple[str, str]]:
             yield "stepvalue", f"stepvalue {values[-1]} is never reached in {_iterations(solver)}"
     if policy == "step" and solver.max_iter and solver.stepsize >= solver.max_iter:
         yield "stepsize", f"stepsize {solver.stepsize} is never reached in {_iterations(solver)}"
+
+
+def _rule_warnings(solver: SolverParameter) -> Iterator[tuple[str, str]]:
+    for field, types in RULE_FIELDS.items():
+        if solver.HasField(field) and solver.type in SOLVERS and solver.type not in types:
+            yield field, f"{field} has no effect on solver type {solver.type}"
 
 
 def _iterations(solver: SolverParameter) -> str:

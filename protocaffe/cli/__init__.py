@@ -19,7 +19,7 @@ from types import ModuleType
 
 from protocaffe.cli.ending import Terminated, orderly_ends
 from protocaffe.cli.flags import parse
-from protocaffe.errors import ProtocaffeError, UsageError, did_you_mean
+from protocaffe.errors import ProtocaffeError, UsageError, near_or_all
 from protocaffe.log import init_log
 
 COMMANDS = {
@@ -113,9 +113,7 @@ def _dispatch(words: list[str]) -> int:
 def _command(word: str) -> tuple[str, ModuleType]:
     name = word.replace("-", "_")
     if name not in COMMANDS:
-        raise UsageError(
-            f"unknown command{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})"
-        )
+        raise UsageError(f"unknown command{near_or_all(name, COMMANDS)}")
     return name, importlib.import_module(f"{__name__}.{name}")
 
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from protocaffe.cli.common import log_warnings_only
 from protocaffe.cli.flags import Flag
 from protocaffe.cli.summary import scaled
-from protocaffe.errors import FileError, ProtocaffeError, UsageError, did_you_mean
+from protocaffe.errors import FileError, ProtocaffeError, UsageError, near_or_all
 from protocaffe.log import log_above
 from protocaffe.summary import Summary, summarize
 from protocaffe.zoo.catalogue import Model, catalogue, models_folder
@@ -41,10 +41,7 @@ FLAGS = [
 def run(flags: Namespace) -> int:
     """Do what the first word says."""
     if flags.action not in ACTIONS:
-        known = ", ".join(ACTIONS)
-        raise UsageError(
-            f"unknown action '{flags.action}'{did_you_mean(flags.action, ACTIONS)} (known: {known})"
-        )
+        raise UsageError(f"unknown action '{flags.action}'{near_or_all(flags.action, ACTIONS)}")
     log_warnings_only()
     action, least, most = ACTIONS[flags.action]
     words = [word for word in (flags.name, flags.dir) if word]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from google.protobuf import text_format
+
 from protocaffe.errors import NetError
 from protocaffe.proto.caffe_pb2 import LayerParameter
 
@@ -37,6 +39,12 @@ class Node:
     def name(self) -> str:
         """The layer's name."""
         return self.param.name
+
+    @property
+    def rules(self) -> str:
+        """In which nets it is, as it stands in the file: ``include { phase: TRAIN }``."""
+        rules = LayerParameter(include=self.param.include, exclude=self.param.exclude)
+        return text_format.MessageToString(rules, as_one_line=True)
 
     def writes_in_place(self, top: int) -> bool:
         """Whether the top is the same blob as the bottom of that index."""

@@ -121,7 +121,7 @@ def _explain_missing(
     for node in later:
         if blob in node.tops:
             return f"; {node} writes it, but layers run in the order of the file"
-    for node, reason in left_out:
+    for node, _ in left_out:
         if blob in node.tops:
-            return f"; {node} would write it, but is not in this net: {reason}"
+            return f"; {node} would write it, but is not in this net because of {node.rules}"
     return did_you_mean(blob, known)

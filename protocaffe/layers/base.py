@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocaffe.blob import Blob
-from protocaffe.errors import LayerError, NetError, did_you_mean
+from protocaffe.errors import LayerError, NetError, near_or_all
 from protocaffe.layers.fillers import check_filler, fill
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.forks import FORK_TYPES
@@ -233,10 +233,9 @@ def layer_class(type_name: str) -> type[Layer]:
             f"here; a Python layer of your own can stand in for it"
         )
     if type_name not in _registry:
-        raise NetError(
-            f"unknown layer type '{type_name}'{did_you_mean(type_name, layer_types())} "
-            f"(known types: {', '.join(layer_types())})"
-        )
+        if not type_name:
+            raise NetError("has no type ('protocaffe layers' lists them)")
+        raise NetError(f"unknown layer type '{type_name}'{near_or_all(type_name, layer_types())}")
     return _registry[type_name]
 
 

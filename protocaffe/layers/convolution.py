@@ -207,7 +207,7 @@ class ConvolutionBase(Layer):
         outputs = self.output_extents(extents)
         if not all(extent > 0 for extent in outputs):
             raise self.error(
-                f"the output would be empty ({outputs}): kernel {self.geometry.kernel} with pad "
+                f"the output would be empty, {outputs}: kernel {self.geometry.kernel} with pad "
                 f"{self.geometry.pad} and dilation {self.geometry.dilation} does not fit a bottom "
                 f"of shape {shape}"
             )

@@ -84,8 +84,13 @@ def explain(error: text_format.ParseError, text: str, message: Message, path: st
         offset = len(text)  # protobuf names the last token instead
     complaint = _Complaint(text, offset, message)
     what = _describe(raw, complaint)
-    line, column = scan.position(text, complaint.offset)
-    return TextError(f"{path}:{line}:{column}: {what}\n{_with_caret(lines[line - 1], column)}")
+    return located(path, text, *scan.position(text, complaint.offset), what)
+
+
+def located(path: str, text: str, line: int, column: int, what: str) -> TextError:
+    """Return ``path:line:column: what`` and the line with a caret."""
+    shown = _with_caret(text.split("\n")[line - 1], column)
+    return TextError(f"{path}:{line}:{column}: {what}\n{shown}")
 
 
 def _describe(raw: str, complaint: _Complaint) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocaffe.errors import FileError, UsageError, did_you_mean
+from protocaffe.errors import FileError, UsageError, near_or_all
 from protocaffe.proto.files import StrPath
 from protocaffe.proto.text import read_text
 
@@ -127,9 +127,7 @@ def find_model(name: str, folder: StrPath | None = None) -> Model:
     """
     models = catalogue(folder)
     if name not in models:
-        raise UsageError(
-            f"there is no model '{name}'{did_you_mean(name, models)} (known: {', '.join(models)})"
-        )
+        raise UsageError(f"there is no model '{name}'{near_or_all(name, models)}")
     return models[name]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from protocaffe.errors import UsageError, did_you_mean
+from protocaffe.errors import UsageError, near_or_all
 from protocaffe.net_spec import NetSpec, Top
 from protocaffe.net_spec import layers as L
 from protocaffe.proto import caffe_pb2
@@ -78,10 +78,7 @@ def published(name: str) -> Published:
         UsageError: it has no builder; the message offers the nearest name.
     """
     if name not in PUBLISHED:
-        raise UsageError(
-            f"there is no builder for '{name}'{did_you_mean(name, PUBLISHED)} "
-            f"(known: {', '.join(PUBLISHED)})"
-        )
+        raise UsageError(f"there is no builder for '{name}'{near_or_all(name, PUBLISHED)}")
     return PUBLISHED[name]
 
 

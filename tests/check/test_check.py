@@ -144,7 +144,7 @@ layer { name: "h" type: "HDF5Data" top: "h" hdf5_data_param { source: "list" bat
         (
             'layer { name: "x" type: "ReLU" bottom: "data" top: "x" include { stage: "s" } }',
             4,
-            "layer 'x' (ReLU): is in no net that was checked (TRAIN and TEST): The NetState did",
+            "layer 'x' (ReLU): is in no net that was checked (TRAIN and TEST) because of include {",
         ),
         (
             """layer { name: "x" type: "Data" top: "x" transform_param { crop_size: 4 mirror: true }
@@ -316,3 +316,36 @@ def test_a_net_beside_the_solver_is_pointed_at(check, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     (problem, *_) = check_file("../solver.prototxt").problems
     assert "; it is there from '..'" in problem.message
+
+
+def test_what_does_not_depend_on_a_mistake_is_told_with_it(check):
+    found = check(
+        DATA
+        + """layer { name: "odd" type: "Convolutoin" bottom: "data" top: "odd" }
+layer { name: "next" type: "InnerProduct" bottom: "odd" top: "next"
+  inner_product_param { num_output: 3 weight_filler { type: "xaver" } } }
+"""
+        + FC
+        + LOSS
+    )
+    assert [each.partition(": layer")[0] for each in found] == [
+        "net.prototxt:4: error",
+        "net.prototxt:5: error",
+        "net.prototxt:5: warning",
+    ]
+    assert "did you mean 'Convolution'?" in found[0]
+    assert "unknown filler 'xaver'; did you mean 'xavier'?" in found[1]
+    assert "nobody reads blob 'next'" in found[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('type: "Adm" lr_policy: "fixd"', "unknown learning rate policy 'fixd'"),
+        ('type: "Nesterov" rms_decay: 0.9', "rms_decay has no effect on solver type Nesterov"),
+        ('type: "RMSProp" delta: 1 momentum2: 0.9', "momentum2 has no effect"),
+    ],
+)
+def test_settings_of_update_rules(check, text, problem):
+    check(DATA + FC + LOSS)
+    assert any(problem in each for each in check(f'net: "net.prototxt" {text}', "s.prototxt"))

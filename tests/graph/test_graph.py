@@ -186,7 +186,7 @@ REFUSED = {
     ),
     "layer { name: 'b' bottom: 'x' top: 'x' }": "but layers run in the order of the file",
     "layer { name: 'a' top: 'x' include { phase: TEST } } layer { name: 'b' bottom: 'x' }": (
-        "layer 'a' (n.prototxt:1) would write it, but is not in this net: The NetState phase (0)"
+        "layer 'a' (n.prototxt:1) would write it, but is not in this net because of include { phase"
     ),
     "layer { name: 'a' top: 'x' } layer { name: 'b' top: 'x' }": (
         "layer 'b' (): top blob 'x' is produced by multiple sources: "

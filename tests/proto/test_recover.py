@@ -23,9 +23,9 @@ def test_all_mistakes_are_told_and_the_rest_is_read():
     assert [str(each).partition(": ")[::2][0] for each in mistakes] == [
         "net.prototxt:3:36",
         "net.prototxt:4:23",
-        "net.prototxt:4:57",
+        "net.prototxt:4:58",
         "net.prototxt:8:25",
-        "net.prototxt:8:42",
+        "net.prototxt:8:43",
     ]
     conv, pool = net.layer
     assert conv.bottom == ["data"]
@@ -33,6 +33,24 @@ def test_all_mistakes_are_told_and_the_rest_is_read():
     assert conv.convolution_param.kernel_size == [3, 3]
     assert pool.pooling_param.stride == 2
     assert not pool.pooling_param.HasField("kernel_size")
+
+
+def test_places_and_lines_are_those_of_the_text_as_it_is():
+    text = "layer { nam: 'x' boottom: 'data' topp: 'y' }"
+    _, mistakes = parse_all(text, NetParameter, "n")
+    for mistake, word in zip(mistakes, ("nam", "boottom", "topp"), strict=True):
+        first, line, caret = str(mistake).splitlines()
+        assert first.startswith(f"n:1:{text.index(word) + 1}: unknown field '{word}'")
+        assert line.strip() == text
+        assert line[caret.index("^") :].startswith(word)
+
+
+def test_a_wrong_guess_is_not_taken_for_another_mistake():
+    text = "layer { transform_param { random_sized_crop: 3 mirrer: yes crop_size: 2 } }"
+    net, mistakes = parse_all(text, NetParameter, "n")
+    assert ["random_sized_crop" in str(mistakes[0]), "mirrer" in str(mistakes[1])] == [True, True]
+    assert len(mistakes) == 2
+    assert net.layer[0].transform_param.crop_size == 2
 
 
 def test_a_text_without_mistakes():

@@ -61,7 +61,9 @@ def test_folders_without_readme_are_no_models(folder):
 
 
 def test_a_misspelt_model(folder):
-    with pytest.raises(UsageError, match=r"no model 'tinny'; did you mean 'tiny'\? \(known: tiny"):
+    with pytest.raises(UsageError, match=r"no model 'xyz' \(known: tiny\)"):
+        find_model("xyz", folder)
+    with pytest.raises(UsageError, match=r"no model 'tinny'; did you mean 'tiny'\?$"):
         find_model("tinny", folder)
 
 
