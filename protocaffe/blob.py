@@ -20,8 +20,9 @@ from __future__ import annotations
 import enum
 import math
 import operator
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,18 @@ class Truth(enum.Enum):
     LOST = "nowhere any more: the memory serves other blobs now"
 
 
+class Serving(threading.local):
+    """Who gives a layer that this thread runs the arrays of its blobs; None: the host's arrays.
+
+    An engine whose layers compute elsewhere sets it while one of them runs.
+    """
+
+    array: Callable[[Storage], Any] | None = None
+
+
+serving = Serving()
+
+
 class Storage:
     """``count`` numbers, on the host, in an engine's buffer, or both.
 
@@ -86,7 +99,13 @@ class Storage:
         return f"Storage({self.count}, {self.dtype}, {self.truth.name})"
 
     def array(self) -> Array:
-        """Return the flat host array for somebody who may keep it, read it and write to it."""
+        """Return the flat array for somebody who may keep it, read it and write to it.
+
+        It is the host's, but for layers that an engine runs elsewhere (see :class:`Serving`).
+        """
+        if serving.array is not None:
+            served: Array = serving.array(self)
+            return served
         host = self.host_write()
         held = self._holders_array()
         if held is None:

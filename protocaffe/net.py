@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from protocaffe.assembly import Assembly, LearnableParam, fill_loss_weights, gua
 from protocaffe.blob import Blob, Storage
 from protocaffe.calls import MOMENTS, LayerCallback, Named, NetCalls
 from protocaffe.debug import log_backward, log_forward, log_norms
-from protocaffe.engines import Engine, LayerNode, Plan, get_engine
+from protocaffe.engines import Engine, LayerNode, Loss, Plan, get_engine
 from protocaffe.errors import (
     NetError,
     UsageError,
@@ -163,14 +163,21 @@ class Net(NetCalls):
         Returns:
             Their loss: the sum over weighted tops of weight times values.
         """
+        return float(self.start_forward(first, last))
+
+    def start_forward(self, first: int = 0, last: int | None = None) -> Loss:
+        """Run layers forward as :meth:`run_forward`, without waiting for the loss.
+
+        Where a device computes, the pass may not be over on return; ``float(loss)`` waits.
+        """
         stop = len(self.layers) if last is None else last + 1
         if first > 0 or stop < len(self.layers) or any(self._callbacks.values()):
             self.run_one_by_one()
-        loss = 0.0
+        loss = Loss()
         with self.serving_holders():
             for index in range(first, stop):
                 self._call("before_forward", index)
-                loss += self.forward_layer(index)
+                loss.add(self.forward_layer(index))
                 self._call("after_forward", index)
         return loss
 
@@ -198,7 +205,7 @@ class Net(NetCalls):
             self._fuses = False
             self._plan = None
 
-    def forward_layer(self, index: int) -> float:
+    def forward_layer(self, index: int) -> SupportsFloat:
         """Run one layer forward; return its share of the loss."""
         plan = self._plan or self._ready()
         plan.forward_layer(index)
@@ -207,7 +214,7 @@ class Net(NetCalls):
             self._reshape_from(index + 1)
         if self.debug_info:
             log_forward(self.layers[index], self._top_names[index], self.tops[index])
-        return self._loss(index)
+        return (self._plan or plan).loss(index)
 
     def backward_layer(self, index: int) -> None:
         """Run one layer backward if it needs it."""
@@ -458,14 +465,6 @@ class Net(NetCalls):
     def _has_begun(self, index: int) -> bool:
         """Whether layers that read blobs have run when a pass comes to this one."""
         return any(self.bottoms[: max(0, index)])
-
-    def _loss(self, index: int) -> float:
-        loss = 0.0
-        for top, weight in zip(self.tops[index], self.layers[index].loss_weights, strict=True):
-            if weight:
-                values, weights = top.data_storage.host_read(), top.diff_storage.host_read()
-                loss += float(np.dot(values, weights))
-        return loss
 
     # -- log -----------------------------------------------------------------------------
 

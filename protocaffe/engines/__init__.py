@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from protocaffe.engines.base import Engine, LayerNode, Plan
+from protocaffe.engines.base import Engine, LayerNode, Loss, Plan
 from protocaffe.errors import UsageError, did_you_mean
 from protocaffe.log import log
 
-__all__ = ["Engine", "LayerNode", "Plan", "get_engine"]
+__all__ = ["Engine", "LayerNode", "Loss", "Plan", "get_engine"]
 
 ENGINES = ("numpy", "onednn")
 

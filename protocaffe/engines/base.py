@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 import numpy as np
 
+from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Array, Blob, Storage, Truth
 from protocaffe.layers import Layer
+from protocaffe.proto.caffe_pb2 import SolverParameter
 
 Work = Callable[[], None]
 AnyLayer = TypeVar("AnyLayer", bound=Layer, covariant=True)
@@ -47,6 +49,29 @@ class PlanBytes:
 
     taken: int
     unshared: int
+
+
+class Loss:
+    """A sum of numbers, some of which may still be on their way; ``float(loss)`` waits for them.
+
+    Args:
+        divisor: what the sum is divided by.
+    """
+
+    def __init__(self, divisor: float = 1.0) -> None:
+        self._parts: list[SupportsFloat] = []
+        self._divisor = divisor
+        self._value: float | None = None
+
+    def add(self, part: SupportsFloat) -> None:
+        """Add a number."""
+        self._parts.append(part)
+
+    def __float__(self) -> float:
+        if self._value is None:
+            self._value = sum(map(float, self._parts)) / self._divisor
+            self._parts = []
+        return self._value
 
 
 class Plan:
@@ -91,6 +116,15 @@ class Plan:
         """Run one layer's backward work."""
         for work in self.backward[index]:
             work()
+
+    def loss(self, index: int) -> SupportsFloat:
+        """Return one layer's share of the loss, from its tops."""
+        node, loss = self.nodes[index], 0.0
+        for top, weight in zip(node.tops, node.layer.loss_weights, strict=True):
+            if weight:
+                values, weights = top.data_storage.host_read(), top.diff_storage.host_read()
+                loss += float(np.dot(values, weights))
+        return loss
 
     def begin(self) -> None:
         """Note that a forward pass begins; running the first layer does so by itself."""
@@ -151,6 +185,31 @@ class Engine:
         """Return the SGD update of one parameter, to be called once per iteration."""
         return MomentumUpdate(self, weight, diff, history, momentum)
 
+    def sum_of_squares(self, storages: Sequence[Storage]) -> float:
+        """Return the sum of the squares of all numbers."""
+        views = (self.flat_views(storage)[0] for storage in storages)
+        return sum(float(np.dot(view, view)) for view in views)
+
+    def whole_update(
+        self,
+        rule: str,
+        param: SolverParameter,
+        learnable: Sequence[LearnableParam],
+        history: Sequence[Blob],
+    ) -> WholeUpdate | None:
+        """Return a kernel that updates all parameters at once, or None for one after the other.
+
+        Args:
+            rule: the solver's type, such as ``SGD``; empty for one that no engine knows.
+            param: has the rule's numbers.
+            learnable: the parameters.
+            history: what the rule remembers, see :class:`~protocaffe.solvers.Solver`.
+        """
+        return None
+
+    def synchronize(self) -> None:
+        """Wait until all work that was asked for is done."""
+
     def adam_update(
         self, weight: Storage, diff: Storage, means: tuple[Storage, Storage], settings: AdamSettings
     ) -> AdamUpdate | None:
@@ -175,6 +234,24 @@ class AdamUpdate:
 
         ``t = gradient_scale * g + weight_scale * w;  m = first * m + (1 - first) * t;``
         ``v = second * v + (1 - second) * t^2;  w = w - step * m / (sqrt(v) + delta)``
+        """
+        raise NotImplementedError
+
+
+class WholeUpdate:
+    """The update of all parameters of a net, where an engine has a kernel for it."""
+
+    def __call__(
+        self, rate: float, factor: float, decay: float, by_sign: bool, keeps_update: bool
+    ) -> None:
+        """Update every parameter once.
+
+        Args:
+            rate: the learning rate, before the parameters' own multipliers.
+            factor: what gradients are multiplied by first.
+            decay: the weight decay, before the parameters' own multipliers.
+            by_sign: whether it pulls by the weights' signs.
+            keeps_update: whether gradients are overwritten with what was subtracted.
         """
         raise NotImplementedError
 
@@ -227,7 +304,7 @@ def own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
     written = [top.data_storage for top in tops]
-    only_read = _without([b.data_storage for b in bottoms], written)
+    only_read = without([b.data_storage for b in bottoms], written)
 
     def run() -> None:
         agreed = _bring_to_host(only_read)
@@ -245,7 +322,7 @@ def own_backward(node: LayerNode[Layer]) -> Work:
     layer, bottoms, tops, wanted = node.layer, node.bottoms, node.tops, node.propagate_down
     written = [b.diff_storage for b, want in zip(bottoms, wanted, strict=True) if want]
     read = [blob.data_storage for blob in (*bottoms, *tops)]
-    read += _without([top.diff_storage for top in tops], written)
+    read += without([top.diff_storage for top in tops], written)
     written += [blob.diff_storage for blob in layer.blobs]
 
     def run() -> None:
@@ -259,7 +336,18 @@ def own_backward(node: LayerNode[Layer]) -> Work:
     return run
 
 
-def _without(storages: Sequence[Storage], others: Sequence[Storage]) -> list[Storage]:
+def forced_own_code(layer: Layer) -> bool:
+    """Whether the prototxt says ``engine: CAFFE`` for this layer."""
+    for field, message in layer.param.ListFields():
+        has_engine = field.name.endswith("_param") and "engine" in getattr(
+            field.message_type, "fields_by_name", ()
+        )
+        if has_engine and message.engine == message.CAFFE:
+            return True
+    return False
+
+
+def without(storages: Sequence[Storage], others: Sequence[Storage]) -> list[Storage]:
     """Return those that are not among the others."""
     return [each for each in storages if not any(each is other for other in others)]
 

@@ -60,6 +60,8 @@ class Layer:
     """Loss layers get an automatic top and a loss weight of 1 unless the prototxt says else."""
     dynamic: ClassVar[bool] = False
     """Whether ``forward`` may give the tops other shapes (data sources, Python layers)."""
+    on_host: ClassVar[bool] = False
+    """Whether it computes with NumPy on the host, whatever the engine."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Fields of ``LayerParameter`` with its settings, besides the one named after the type."""
 
@@ -78,7 +80,7 @@ class Layer:
         self.name: str = param.name
         self.type: str = param.type
         self.phase = phase
-        self.xp = xp
+        self.xp = np if self.on_host else xp
         self.rng = rng if rng is not None else np.random.default_rng()
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.where = where

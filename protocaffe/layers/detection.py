@@ -171,6 +171,7 @@ class DetectionOutput(Layer):
                 confidence_threshold: 0.01 nms_param { nms_threshold: 0.45 top_k: 400 } } }
     """
 
+    on_host = True
     bottoms = (3, 5)
     tops = (1, 1)
     dynamic = True

@@ -90,6 +90,7 @@ class HDF5Output(Layer):
             hdf5_output_param { file_name: "features.h5" } }
     """
 
+    on_host = True
     bottoms = (2, 2)
     tops = (0, 0)
 

@@ -59,6 +59,7 @@ class Python(Layer):
             python_param { module: "my_layers" layer: "Multiply" param_str: "2" } }
     """
 
+    on_host = True
     dynamic = True
     in_place = True
 

@@ -47,6 +47,7 @@ class Bins:
 class RegionPooling(Layer):
     """A layer over bottom 0, images (N, C, H, W), and bottom 1, regions (R, 5)."""
 
+    on_host = True
     bottoms = (2, 2)
     tops = (1, 1)
     rows: int

@@ -18,6 +18,7 @@ class AdaDeltaSolver(ElementwiseSolver):
     Caffe's AdaDeltaSolver.
     """
 
+    engine_rule = "AdaDelta"
     history_sets = 2
 
     def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:

@@ -21,6 +21,8 @@ class AdaGradSolver(ElementwiseSolver):
         SolverError: ``momentum`` is given.
     """
 
+    engine_rule = "AdaGrad"
+
     @classmethod
     def setting_problems(cls, param: SolverParameter) -> Iterator[tuple[str, str]]:
         """Also find a momentum, which this rule does not have."""

@@ -26,6 +26,7 @@ class AdamSolver(ElementwiseSolver):
     AdamSolver.
     """
 
+    engine_rule = "Adam"
     history_sets = 2
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,7 +49,7 @@ class AdamSolver(ElementwiseSolver):
         m, v = history
         blend(v, np.multiply(g, g, out=u), self.param.momentum2)
         blend(m, g, self.param.momentum)
-        divide_by_root(rate * self._correction(), m, v, self.param.delta, u)
+        divide_by_root(self.corrected_rate(rate), m, v, self.param.delta, u)
 
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
@@ -59,7 +60,11 @@ class AdamSolver(ElementwiseSolver):
         if kernel is None or self.param.snapshot_diff or (decay and self.decays_by_sign):
             super().update_parameter(index, learnable, rate, factor)
         else:
-            kernel(factor, decay, rate * self._correction())
+            kernel(factor, decay, self.corrected_rate(rate))
+
+    def corrected_rate(self, rate: float) -> float:
+        """Also make up for means that started at 0."""
+        return rate * self._correction()
 
     def _correction(self) -> float:
         """What makes up for means that started at 0."""

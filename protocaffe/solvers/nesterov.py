@@ -15,6 +15,8 @@ class NesterovSolver(ElementwiseSolver):
     learning", ICML 2013; Caffe's NesterovSolver.
     """
 
+    engine_rule = "Nesterov"
+
     def rule(self, rate: float, g: Array, u: Array, *history: Array) -> None:
         """The formula of the class."""
         (h,) = history

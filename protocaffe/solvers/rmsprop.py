@@ -22,6 +22,8 @@ class RMSPropSolver(ElementwiseSolver):
         SolverError: ``momentum`` is given, or ``rms_decay`` is not in [0, 1).
     """
 
+    engine_rule = "RMSProp"
+
     @classmethod
     def setting_problems(cls, param: SolverParameter) -> Iterator[tuple[str, str]]:
         """Also find a momentum, which this rule does not have, and a decay that diverges."""

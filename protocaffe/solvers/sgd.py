@@ -22,6 +22,8 @@ class SGDSolver(ElementwiseSolver):
     Reference: Caffe's SGDSolver.
     """
 
+    engine_rule = "SGD"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._updates: list[MomentumUpdate] = [

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 
 from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob
 from protocaffe.debug import log_update
-from protocaffe.engines import Engine, get_engine
+from protocaffe.engines import Engine, Loss, get_engine
 from protocaffe.errors import FileError, SolverError
 from protocaffe.log import log, number
 from protocaffe.net import Net
@@ -78,6 +79,8 @@ class Solver:
 
     history_sets: ClassVar[int] = 1
     """How many history blobs the update rule needs per parameter."""
+    engine_rule: ClassVar[str] = ""
+    """What engines call the update rule of exactly this class, if they may know it."""
 
     def __init__(
         self,
@@ -114,10 +117,13 @@ class Solver:
             for _ in range(self.history_sets)
             for p in self.net.learnable
         ]
+        rule = vars(type(self)).get("engine_rule", "")
+        self._whole_update = self.engine.whole_update(
+            rule, self.param, self.net.learnable, self.history
+        )
         self.iter = 0
-        self.smoothed_loss = 0.0
         self.get_action: Callable[[], Action] = lambda: Action.NONE
-        self._losses: deque[float] = deque(maxlen=max(1, self.param.average_loss))
+        self._losses: deque[SupportsFloat] = deque(maxlen=max(1, self.param.average_loss))
         self._restored_losses: list[float] = []
         self._callbacks: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
         self._stop_requested = False
@@ -164,6 +170,11 @@ class Solver:
         rate = self._rate()
         with self.net.serving_holders():
             factor = self._clip_factor()
+            if self._whole_update is not None and not self.net.debug_info:
+                decay, by_sign = self.param.weight_decay, self.decays_by_sign
+                own_rate = self.corrected_rate(rate)
+                self._whole_update(own_rate, factor, decay, by_sign, self.param.snapshot_diff)
+                return
             update = self._logged_update if self.net.debug_info else self.update_parameter
             for index, learnable in enumerate(self.net.learnable):
                 update(index, learnable, rate * learnable.lr_mult, factor)
@@ -180,6 +191,10 @@ class Solver:
             factor: what its accumulated diff is multiplied by first (clipping and 1/iter_size).
         """
         raise NotImplementedError
+
+    def corrected_rate(self, rate: float) -> float:
+        """What the rule makes of the learning rate before anything else."""
+        return rate
 
     @classmethod
     def setting_problems(cls, param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
@@ -245,11 +260,11 @@ class Solver:
                 before()
         # As in Caffe, here the solver's debug_info counts and the training net's own does not.
         self.net.debug_info = self.param.debug_info and self._is_due(self.param.display)
-        loss = 0.0
+        loss = Loss(self.param.iter_size)
         for _ in range(self.param.iter_size):
-            loss += self.net.run_forward()
+            loss.add(self.net.start_forward())
             self.net.run_backward()
-        self._smooth(loss / self.param.iter_size)
+        self._losses.append(loss)
         if self._is_due(self.param.display):
             self._show_loss()
         for _, after in self._callbacks:
@@ -270,8 +285,7 @@ class Solver:
     def _finish(self) -> None:
         """Show the final loss, by one more forward pass, and the final test."""
         if self._is_due(self.param.display):
-            loss = self.net.run_forward()
-            self._smooth(loss)
+            self._losses.append(self.net.run_forward())
             log.info("Iteration %d, loss = %s", self.iter, number(self.smoothed_loss))
         if self._is_due(self.param.test_interval):
             self.test_all()
@@ -306,11 +320,8 @@ class Solver:
         limit = self.param.clip_gradients
         if limit < 0:
             return 1 / self.param.iter_size
-        squares = 0.0
-        for learnable in self.net.learnable:
-            diff = self.engine.flat_views(learnable.blob.diff_storage)[0]
-            squares += float(np.dot(diff, diff))
-        norm = float(np.sqrt(squares))
+        diffs = [learnable.blob.diff_storage for learnable in self.net.learnable]
+        norm = math.sqrt(self.engine.sum_of_squares(diffs))
         if not norm > limit:  # NaN too: what is finite stays so, as in Caffe
             return 1 / self.param.iter_size
         log.info(
@@ -340,9 +351,10 @@ class Solver:
         if batches:
             self._show_outputs("Test", net, [each / batches for each in sums])
 
-    def _smooth(self, loss: float) -> None:
-        self._losses.append(loss)
-        self.smoothed_loss = sum(self._losses) / len(self._losses)
+    @property
+    def smoothed_loss(self) -> float:
+        """The mean of the last ``average_loss`` losses, 0 before the first iteration."""
+        return sum(map(float, self._losses)) / max(1, len(self._losses))
 
     def _show_loss(self) -> None:
         now = time.perf_counter()
@@ -393,7 +405,7 @@ class Solver:
             current_step=self.learning_rate.current_step,
         )
         memory = {
-            "losses": list(self._losses),
+            "losses": [float(loss) for loss in self._losses],
             "net": self.net.get_state(),
             "test_nets": [net.get_state() for net in self.test_nets],
         }

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from protocaffe.blob import Blob, Storage, Truth
-from protocaffe.engines.base import LayerNode, Plan, PlanBytes, Work, own_backward, own_forward
+from protocaffe.engines.base import (
+    LayerNode,
+    Plan,
+    PlanBytes,
+    Work,
+    forced_own_code,
+    own_backward,
+    own_forward,
+)
 from protocaffe.engines.onednn import library as dnn
 from protocaffe.engines.onednn.pool import Buffer, Pool
 from protocaffe.engines.onednn.primitives import (
@@ -670,17 +678,6 @@ def _storages(node: LayerNode[Layer]) -> tuple[list[Storage], list[Storage]]:
     """The data and the diff storages of a layer's blobs."""
     blobs = (*node.bottoms, *node.tops)
     return [blob.data_storage for blob in blobs], [blob.diff_storage for blob in blobs]
-
-
-def forced_own_code(layer: Layer) -> bool:
-    """Whether the prototxt says ``engine: CAFFE`` for this layer."""
-    for field, message in layer.param.ListFields():
-        has_engine = field.name.endswith("_param") and "engine" in getattr(
-            field.message_type, "fields_by_name", ()
-        )
-        if has_engine and message.engine == message.CAFFE:
-            return True
-    return False
 
 
 def elementwise_layouts(plan: OneDnnPlan, node: LayerNode[Layer]) -> Layout | None:

@@ -1,0 +1,122 @@
+"""The libraries of the CUDA engine, found and opened in one place.
+
+Nothing here is imported before somebody asks for the engine. What is missing is said in one line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: cupy-cuda12x and nvidia-cudnn-cu12)"
+
+
+class UnavailableError(Exception):
+    """A library, the driver or a GPU is missing; the message says which, and the way out."""
+
+
+def load_cupy(number: int) -> Any:
+    """Return CuPy, with a GPU of that number there to be used.
+
+    Raises:
+        UnavailableError: CuPy is not installed or too old, or there is no such GPU.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise UnavailableError(f"CuPy is missing ({error}); {INSTALL}") from None
+    if int(cupy.__version__.split(".")[0]) < 14:
+        raise UnavailableError(f"CuPy is {cupy.__version__} and has to be 14 or newer; {INSTALL}")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UnavailableError(
+            f"no GPU can be used: {error}; it takes an NVIDIA GPU and a driver that nvidia-smi "
+            f"lists with a CUDA version no older than CuPy's"
+        ) from None
+    if number >= count:
+        there = "0" if count == 1 else f"0 to {count - 1}"
+        raise UnavailableError(f"there is no GPU {number}; this machine has {there}")
+    return cupy
+
+
+def load_cudnn() -> Any:
+    """Return the module ``cudnn``, with its library.
+
+    Raises:
+        UnavailableError: one of the two is missing, or of a version that this engine cannot use.
+    """
+    try:
+        import cudnn
+
+        version = cudnn.backend_version()
+    except (ImportError, RuntimeError) as error:
+        raise UnavailableError(f"cuDNN is missing ({error}); {INSTALL}") from None
+    if not 90000 <= version < 100000:
+        raise UnavailableError(f"cuDNN {version} is none of version 9; {INSTALL}")
+    return cudnn
+
+
+class CuBlas:
+    """cuBLAS with a handle of its own: CuPy calls none of it while a CUDA graph is captured.
+
+    Args:
+        library: the open library.
+        stream: the address of the stream it works on.
+        workspace: address and bytes of device memory, which a captured graph has to bring along.
+        tf32: whether products may be rounded to 10 bits of mantissa.
+    """
+
+    def __init__(
+        self, library: Any, stream: int, workspace: tuple[int, int], tf32: bool = False
+    ) -> None:
+        self._library = library
+        self._handle = ctypes.c_void_p()
+        self._check(library.cublasCreate_v2(ctypes.byref(self._handle)))
+        self._check(library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
+        address, size = ctypes.c_void_p(workspace[0]), ctypes.c_size_t(workspace[1])
+        self._check(library.cublasSetWorkspace_v2(self._handle, address, size))
+        mode = CUBLAS_TF32_TENSOR_OP_MATH if tf32 else CUBLAS_DEFAULT_MATH
+        self._check(library.cublasSetMathMode(self._handle, mode))
+
+    def gemm(self, a: Any, b: Any, out: Any, add: bool = False) -> None:
+        """Set ``out = a @ b``, or ``out += a @ b``; float32 matrices, a and b also transposed.
+
+        To cuBLAS, which counts in columns, our rows are the transpose: out^T = b^T a^T.
+        """
+        (rows, inner), columns = a.shape, b.shape[1]
+        first, first_lead = _operand(b)
+        second, second_lead = _operand(a)
+        self._check(
+            self._library.cublasSgemm_v2(
+                *(self._handle, first, second, columns, rows, inner),
+                *(ctypes.byref(ONE), ctypes.c_void_p(b.data.ptr), first_lead),
+                *(ctypes.c_void_p(a.data.ptr), second_lead),
+                *(ctypes.byref(ONE if add else ZERO), ctypes.c_void_p(out.data.ptr), columns),
+            )
+        )
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(f"cuBLAS says {status}")
+
+
+CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
+CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3
+ONE, ZERO = ctypes.c_float(1), ctypes.c_float(0)
+
+
+def _operand(matrix: Any) -> tuple[int, int]:
+    """How cuBLAS is to read a matrix in row order, or the transpose of one: operation and lead."""
+    rows, columns = matrix.shape
+    if matrix.flags.c_contiguous:
+        return CUBLAS_OP_N, columns
+    assert matrix.flags.f_contiguous
+    return CUBLAS_OP_T, rows
+
+
+def load_cublas(cupy: Any) -> Any:
+    """Return the cuBLAS library that CuPy has opened."""
+    import cupy_backends.cuda.libs.cublas  # noqa: F401  (opens it)
+
+    return ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")

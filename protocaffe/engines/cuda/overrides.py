@@ -1,0 +1,79 @@
+"""Layers with kernels of the engine's own instead of their own code.
+
+An override has a layer's two passes, over the same blobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from protocaffe.blob import Blob
+from protocaffe.engines.base import LayerNode
+from protocaffe.engines.cuda.device import Device
+from protocaffe.layers import Layer
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
+
+
+class Override(Generic[AnyLayer]):
+    """What runs a layer in place of its own code.
+
+    Args:
+        device: the GPU.
+        node: the layer with its blobs, shapes known; all float32, none empty.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    captures: ClassVar[bool] = True
+    """Whether the passes only queue work on the device, so that they can be part of a graph."""
+
+    def __init__(self, device: Device, node: LayerNode[AnyLayer]) -> None:
+        self.device = device
+        self.xp = device.xp
+        self.layer: AnyLayer = node.layer
+
+    @classmethod
+    def fits(cls, device: Device, node: LayerNode[AnyLayer]) -> bool:
+        """Whether it can run the layer with these settings and shapes."""
+        return True
+
+    def prepare(self) -> None:
+        """Do on the host what every forward pass needs, also one that is a graph."""
+
+    def explain(self) -> None:
+        """Raise an error if the layer was given numbers that make its loss NaN."""
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Compute the tops' data; see :meth:`protocaffe.Layer.forward`."""
+        raise NotImplementedError
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        """Compute gradients; see :meth:`protocaffe.Layer.backward`."""
+        raise NotImplementedError
+
+
+_overrides: dict[type[Layer], type[Override[Any]]] = {}
+AnyOverride = TypeVar("AnyOverride", bound=type[Override[Any]])
+
+
+def override(*layer_classes: type[Layer]) -> Callable[[AnyOverride], AnyOverride]:
+    """Class decorator: it runs layers of these classes (not of their subclasses)."""
+
+    def decorate(made: AnyOverride) -> AnyOverride:
+        _overrides.update((each, made) for each in layer_classes)
+        return made
+
+    return decorate
+
+
+def find_override(device: Device, node: LayerNode[Layer]) -> Override[Any] | None:
+    """Return what runs a layer, None for its own code."""
+    made = _overrides.get(type(node.layer))
+    blobs = [*node.bottoms, *node.tops]
+    plain = all(blob.dtype == np.float32 and blob.count for blob in blobs)
+    return made(device, node) if made and plain and made.fits(device, node) else None

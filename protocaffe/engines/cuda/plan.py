@@ -1,0 +1,278 @@
+"""Runs a net's layers over arrays on the device, and passes over them as CUDA graphs.
+
+A layer without an override runs its own code with CuPy; layers that are on the host on every
+engine run theirs there. Blobs move between the two when somebody asks for the side that is out
+of date.
+
+Layers in a row whose work needs nothing from the host are one *segment*. Its first run is an
+ordinary one, in which libraries make up their minds and memory is found; the second is captured
+as a graph, and from then on a run is one launch. A graph is frozen to its addresses, so all are
+captured anew if a blob of theirs gets other memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+from protocaffe.blob import Array, Storage, Truth
+from protocaffe.engines.base import (
+    LayerNode,
+    Loss,
+    Plan,
+    Work,
+    forced_own_code,
+    quiet,
+    without,
+)
+from protocaffe.engines.cuda.device import CapturingError, Device, DeviceArray
+from protocaffe.engines.cuda.overrides import Override, find_override
+from protocaffe.layers import Layer
+
+CAPTURED = frozenset(
+    """AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise Exp Flatten Im2col Input
+    LRN LSTMUnit Log MVN Normalize Permute Power ReLU ReLU6 Reduction Reorg Reshape Scale
+    ShuffleChannel Sigmoid Silence Slice SmoothL1Loss Softmax Split Swish TanH Threshold Tile
+    Upsample""".split()  # noqa: SIM905
+)
+"""Layer types whose own code only queues work on the device: it draws no random numbers, reads
+nothing back, and multiplies no matrices (which CuPy does by cuBLAS, and not in a graph)."""
+
+
+class DeviceStep:
+    """A layer's pass over arrays on the device.
+
+    Args:
+        device: the GPU.
+        call: the layer's pass.
+        only_read: storages that the pass leaves as they are, by a layer's contract.
+        prepare: what has to happen before each run, on the host, also before that of a graph.
+
+    Attributes:
+        touched: the storages that the last run asked for.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        call: Work,
+        only_read: Sequence[Storage],
+        prepare: Work | None = None,
+    ) -> None:
+        self._device = device
+        self._call = call
+        self._only_read = only_read
+        self.prepare = prepare
+        self.touched: dict[int, Storage] = {}
+
+    def __call__(self) -> None:
+        """Run the pass."""
+        if self.prepare is not None:
+            self.prepare()
+        self.queue()
+
+    def queue(self) -> None:
+        """Run what can be captured."""
+        agreed = [each for each in self._only_read if each.truth is Truth.BOTH]
+        agreed += [each for each in self._only_read if each.truth is Truth.HOST]
+        self.touched = {}
+        with self._device.serving(self.touched), quiet():
+            self._call()
+        for storage in agreed:
+            if id(storage) in self.touched:
+                storage.truth = Truth.BOTH
+
+
+class Segment:
+    """Layers in a row that run as one: at first as they are, later as a graph.
+
+    Args:
+        device: the GPU.
+        steps: their work.
+        graphs: those of the plan, whose memory this one's shares.
+    """
+
+    def __init__(self, device: Device, steps: Sequence[DeviceStep], graphs: Graphs) -> None:
+        self._device = device
+        self._steps = steps
+        self._graphs = graphs
+        graphs.segments.append(self)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the next run is an ordinary one."""
+        self._ran = False
+        self._refused = False
+        self._graph: Any = None
+        self._storages: list[tuple[Storage, DeviceArray]] = []
+        self._written: list[Storage] = []
+
+    def __call__(self) -> None:
+        """Run all layers."""
+        for step in self._steps:
+            if step.prepare is not None:
+                step.prepare()
+        if self._graph is not None and any(s.native is not own for s, own in self._storages):
+            self._graphs.forget()
+        if self._graph is not None or (self._ran and not self._refused and self._capture()):
+            self._launch()
+            return
+        for step in self._steps:
+            step.queue()
+        self._ran = True
+
+    def _capture(self) -> bool:
+        """Capture the layers; False if that cannot be done."""
+        storages = {key: each for step in self._steps for key, each in step.touched.items()}
+        for storage in storages.values():
+            self._device.bring(storage)
+        truths = [(each, each.truth) for each in storages.values()]
+        try:
+            works = [step.queue for step in self._steps]
+            self._graph = self._device.capture(works, self._graphs.pool)
+        except CapturingError:
+            self._refused = True
+            return False
+        storages.update((k, each) for step in self._steps for k, each in step.touched.items())
+        natives = [(each, each.native) for each in storages.values()]
+        self._storages = [(s, own) for s, own in natives if isinstance(own, DeviceArray)]
+        self._written = [each for each in storages.values() if each.truth is Truth.NATIVE]
+        for storage, truth in truths:
+            storage.truth = truth
+        return True
+
+    def _launch(self) -> None:
+        for storage, _ in self._storages:
+            self._device.bring(storage)
+        with self._device.active():
+            self._graph.launch(self._device.stream)
+        for storage in self._written:
+            storage.truth = Truth.NATIVE
+
+
+class Graphs:
+    """All captured graphs of a plan, and the memory that they share."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.segments: list[Segment] = []
+        self.pool = device.xp.cuda.MemoryPool()
+
+    def forget(self) -> None:
+        """Have everything captured anew."""
+        self._device.synchronize()
+        for segment in self.segments:
+            segment.forget()
+        self.pool = self._device.xp.cuda.MemoryPool()
+
+
+class CudaPlan(Plan):
+    """A plan whose layers run on a GPU.
+
+    Args:
+        device: the GPU.
+        nodes: the net's layers with their blobs, shapes known.
+        captures: whether layers in a row may become graphs.
+    """
+
+    def __init__(self, device: Device, nodes: Sequence[LayerNode[Layer]], captures: bool) -> None:
+        self.device = device
+        self._captures = captures
+        self._runners: dict[int, Layer | Override[Any]] = {}
+        super().__init__(nodes)
+        if captures:
+            graphs = Graphs(device)
+            self._join(self.forward, range(len(nodes)), graphs)
+            self._join(self.backward, range(len(nodes))[::-1], graphs)
+
+    def add(self, node: LayerNode[Layer]) -> None:
+        """Bind one layer's work: on the host, by an override, or its own code on the device."""
+        layer = node.layer
+        if layer.on_host:
+            super().add(node)
+            return
+        runner: Layer | Override[Any] = layer
+        if not forced_own_code(layer):
+            runner = find_override(self.device, node) or layer
+        self._runners[node.index] = runner
+        self.forward[node.index].append(self._forward_step(node, runner))
+        if node.needs_backward:
+            self.backward[node.index].append(self._backward_step(node, runner))
+
+    def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
+        bottoms, tops = node.bottoms, node.tops
+        only_read = without([b.data_storage for b in bottoms], [t.data_storage for t in tops])
+        prepare = runner.prepare if isinstance(runner, Override) else None
+        return DeviceStep(self.device, lambda: runner.forward(bottoms, tops), only_read, prepare)
+
+    def _backward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
+        bottoms, tops, wanted = node.bottoms, node.tops, node.propagate_down
+        written = [b.diff_storage for b, want in zip(bottoms, wanted, strict=True) if want]
+        only_read = [blob.data_storage for blob in (*bottoms, *tops, *node.layer.blobs)]
+        only_read += without([top.diff_storage for top in tops], written)
+        return DeviceStep(self.device, lambda: runner.backward(tops, wanted, bottoms), only_read)
+
+    def _join(self, works: list[list[Work]], order: Sequence[int], graphs: Graphs) -> None:
+        """Make one piece of work of every row of layers that can be captured."""
+        row: list[int] = []
+        for index in [*order, -1]:
+            if index >= 0 and not works[index]:
+                continue
+            if index >= 0 and self._can_capture(index):
+                row.append(index)
+                continue
+            if len(row) > 1:
+                steps = [step for each in row for step in works[each]]
+                for each in row:
+                    works[each] = []
+                works[row[0]] = [Segment(self.device, steps, graphs)]  # type: ignore[arg-type]
+            row = []
+
+    def _can_capture(self, index: int) -> bool:
+        runner = self._runners.get(index)
+        if runner is None:
+            return False
+        return runner.captures if isinstance(runner, Override) else runner.type in CAPTURED
+
+    def loss(self, index: int) -> SupportsFloat:
+        """Return a layer's share of the loss, which nobody waits for until it is looked at."""
+        node, total = self.nodes[index], Loss()
+        for top, weight in zip(node.tops, node.layer.loss_weights, strict=True):
+            if weight:
+                weights = top.diff_storage.host_read().copy()
+                total.add(LateLoss(self.device, top.data_storage, weights, self._explain(index)))
+        return total
+
+    def _explain(self, index: int) -> Work | None:
+        runner = self._runners.get(index)
+        return runner.explain if isinstance(runner, Override) else None
+
+
+class LateLoss:
+    """A top's values times their weights, as they were when this was made.
+
+    Args:
+        device: the GPU.
+        values: the top's data.
+        weights: one for each, on the host.
+        explain: raises an error if that is why a loss is NaN.
+    """
+
+    def __init__(
+        self, device: Device, values: Storage, weights: Array, explain: Work | None
+    ) -> None:
+        with device.active():
+            self._values = device.bring(values).copy()
+        self._device = device
+        self._weights = weights
+        self._explain = explain
+
+    def __float__(self) -> float:
+        with self._device.active():
+            loss = float(np.dot(self._values.get(), self._weights))
+        if math.isnan(loss) and self._explain is not None:
+            self._explain()
+        return loss

@@ -1,0 +1,517 @@
+"""A stand-in for CuPy, cuBLAS and cuDNN on machines without a GPU, stricter than they are.
+
+Arrays refuse to meet NumPy arrays and NumPy's functions; what would make the host wait for the
+device is counted; the array functions are those of CuPy that the layers use. While a stream
+captures, nothing is computed: new arrays hold NaN until the graph is launched. Memory that was
+never written holds NaN too. Kernels are the real ones, compiled for the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.engines.cuda.host_kernels import check_and_pack, compiled
+
+FUNCTIONS = frozenset(
+    """abs add all any arange argsort array asarray bincount broadcast_to ceil clip concatenate
+    copysign cumsum divide empty empty_like exp floor fmax full full_like isnan log log1p matmul
+    maximum mean minimum moveaxis multiply negative nonzero ones ones_like repeat searchsorted
+    sign sqrt square stack subtract sum take take_along_axis tanh tile trunc where zeros
+    zeros_like""".split()  # noqa: SIM905
+)
+"""The functions of CuPy 14 that layers may use; all are in its documentation."""
+
+UPLOADS = ("array", "asarray")
+WAITS = ("nonzero", "repeat", "bincount")
+"""Functions whose result's size the host has to know."""
+
+
+class Recorder:
+    """What happens on the device, and what the host had to wait for."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.capturing: list[Callable[[], None]] | None = None
+
+    def queue(self, work: Callable[[], None]) -> None:
+        """Do work on the device, or capture it."""
+        if self.capturing is None:
+            work()
+        else:
+            self.capturing.append(work)
+
+    def wait(self, why: str) -> None:
+        """Note that the host waits for the device, which ends a capture in real life."""
+        assert self.capturing is None, f"{why} while a stream captures"
+        self.counts[why] += 1
+
+
+recorder = Recorder()
+
+
+class Array:
+    """An array on the device."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, host: np.ndarray) -> None:
+        self.host = np.asarray(host)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("an array on the device was given to NumPy")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "size", "ndim", "dtype", "nbytes", "itemsize", "flags", "strides"):
+            return getattr(self.host, name)
+        if name in ("reshape", "ravel", "swapaxes", "transpose", "astype", "copy", "sum", "mean"):
+            return lambda *args, **kwargs: call(getattr(np.ndarray, name), (self, *args), kwargs)
+        if name in ("max", "min", "argmax", "any", "all", "cumsum"):
+            return lambda *args, **kwargs: call(getattr(np.ndarray, name), (self, *args), kwargs)
+        raise AttributeError(f"CuPy's arrays are not used for their '{name}' here")
+
+    @property
+    def T(self) -> Array:  # noqa: N802
+        return Array(self.host.T)
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.host.ctypes.data)
+
+    def get(self, out: np.ndarray | None = None) -> np.ndarray:
+        recorder.wait("get")
+        if out is None:
+            return self.host.copy()
+        assert out.shape == self.shape
+        assert out.dtype == self.dtype
+        out[...] = self.host
+        return out
+
+    def set(self, values: np.ndarray) -> None:
+        assert recorder.capturing is None, "set while a stream captures"
+        assert isinstance(values, np.ndarray)
+        assert values.shape == self.shape
+        assert values.dtype == self.dtype
+        recorder.counts["set"] += 1
+        self.host[...] = values
+
+    def fill(self, value: Any) -> None:
+        recorder.queue(lambda: self.host.fill(value))
+
+    def tolist(self) -> list[Any]:
+        recorder.wait("tolist")
+        return self.host.tolist()
+
+    def item(self) -> Any:
+        recorder.wait("item")
+        return self.host.item()
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __iter__(self) -> Any:
+        return (Array(self.host[index]) for index in range(len(self.host)))
+
+    def __getitem__(self, key: Any) -> Array:
+        _note_masks(key)
+        return call(operator.getitem, (self, key), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _note_masks(key)
+        place, values = unwrap(key), unwrap(value)
+        recorder.queue(lambda: operator.setitem(self.host, place, values))
+
+    def __float__(self) -> float:
+        recorder.wait("float")
+        return float(self.host)
+
+    def __int__(self) -> int:
+        recorder.wait("int")
+        return int(self.host)
+
+    __index__ = __int__
+
+    def __bool__(self) -> bool:
+        recorder.wait("bool")
+        return bool(self.host)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _add_operators() -> None:
+    names = "add sub mul truediv floordiv pow matmul and or xor mod"
+    for name in names.split():
+        plain = getattr(operator, f"{name}_" if name in ("and", "or") else name)
+
+        def forward(self: Array, other: Any, plain: Any = plain) -> Array:
+            return call(plain, (self, other), {})
+
+        def reflected(self: Array, other: Any, plain: Any = plain) -> Array:
+            return call(plain, (other, self), {})
+
+        def in_place(self: Array, other: Any, name: str = name) -> Array:
+            change, values = getattr(operator, f"i{name}"), unwrap(other)
+            recorder.queue(lambda: change(self.host, values))
+            return self
+
+        setattr(Array, f"__{name}__", forward)
+        setattr(Array, f"__r{name}__", reflected)
+        setattr(Array, f"__i{name}__", in_place)
+    for name in ["lt", "le", "gt", "ge", "eq", "ne"]:
+        plain = getattr(operator, name)
+        setattr(Array, f"__{name}__", lambda self, other, f=plain: call(f, (self, other), {}))
+    for name in ["neg", "abs", "invert"]:
+        plain = getattr(operator, name)
+        setattr(Array, f"__{name}__", lambda self, f=plain: call(f, (self,), {}))
+
+
+_add_operators()
+
+
+def unwrap(value: Any) -> Any:
+    """Return what NumPy is to compute with; refuse arrays that are NumPy's own."""
+    if isinstance(value, Array):
+        return value.host
+    if isinstance(value, (list, tuple)):
+        return type(value)(unwrap(each) for each in value)
+    if isinstance(value, np.ndarray):
+        raise TypeError("a NumPy array met an array on the device")
+    return value
+
+
+def _note_masks(key: Any) -> None:
+    for each in key if isinstance(key, tuple) else (key,):
+        if isinstance(each, Array) and each.dtype == bool:
+            recorder.wait("mask")
+
+
+def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute on the device, or capture it: then a new array is NaN until the launch."""
+    values = [unwrap(each) for each in args]
+    options = {name: unwrap(each) for name, each in kwargs.items()}
+    if recorder.capturing is None:
+        with np.errstate(all="ignore"):
+            result = function(*values, **options)
+        if isinstance(result, tuple):
+            return tuple(Array(each) for each in result)
+        return kwargs["out"] if "out" in kwargs else Array(result)
+    if "out" in kwargs:
+        recorder.queue(lambda: function(*values, **options))
+        return kwargs["out"]
+    with np.errstate(all="ignore"):
+        result = np.asarray(function(*values, **options))
+    if any(isinstance(each, np.ndarray) and np.shares_memory(result, each) for each in values):
+        return Array(result)  # a view
+
+    def replay() -> None:
+        with np.errstate(all="ignore"):
+            result[...] = function(*values, **options)
+
+    _spoil(result)
+    recorder.queue(replay)
+    return Array(result)
+
+
+def _spoil(array: np.ndarray) -> None:
+    array.fill(np.nan if array.dtype.kind == "f" else 1)
+
+
+class Stream:
+    """A stream; all are one."""
+
+    ptr = 1
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        assert non_blocking, "only such a stream can capture beside others"
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it."""
+
+    def begin_capture(self) -> None:
+        assert recorder.capturing is None
+        recorder.capturing = []
+
+    def end_capture(self) -> Graph:
+        assert recorder.capturing is not None
+        graph, recorder.capturing = Graph(recorder.capturing), None
+        return graph
+
+    def synchronize(self) -> None:
+        recorder.wait("synchronize")
+
+    def record(self) -> Event:
+        return Event()
+
+    def wait_event(self, event: Event) -> None:
+        """Everything is in order anyway."""
+
+
+class Event:
+    """Something on a stream."""
+
+    def synchronize(self) -> None:
+        recorder.counts["event"] += 1
+
+
+class Graph:
+    """Captured work."""
+
+    def __init__(self, works: list[Callable[[], None]]) -> None:
+        self._works = works
+
+    def launch(self, stream: Stream) -> None:
+        recorder.counts["launch"] += 1
+        for work in self._works:
+            work()
+
+
+class RawModule:
+    """Kernels, from source."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
+        self._kernels, self._library = compiled(code)
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        kernel = self._kernels[name]
+        launch = self._library[f"launch_{name}"]
+
+        def run(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            assert block == (256,)
+            assert grid[0] > 0
+            values = tuple(unwrap(each) for each in arguments)
+            packed = check_and_pack(kernel, values)
+            recorder.queue(lambda: launch(ctypes.c_uint(grid[0]), packed))
+
+        return run
+
+
+class MemoryPool:
+    """Where memory comes from."""
+
+    def malloc(self, size: int) -> None:
+        raise NotImplementedError
+
+
+@contextmanager
+def using_allocator(allocator: object) -> Any:
+    yield
+
+
+class CuPy:
+    """The module."""
+
+    RawModule = RawModule
+    cuda = SimpleNamespace(
+        Device=lambda number: nullcontext(),
+        Stream=Stream,
+        MemoryPool=MemoryPool,
+        using_allocator=using_allocator,
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("int64", "newaxis"):
+            return getattr(np, name)
+        if name not in FUNCTIONS:
+            raise AttributeError(f"'{name}' is none of CuPy's functions that layers may use")
+        function = getattr(np, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if name in UPLOADS and not isinstance(args[0], Array):
+                assert recorder.capturing is None, "an upload while a stream captures"
+                recorder.counts["set"] += 1
+                return Array(np.array(*args, **kwargs))
+            if name in WAITS:
+                recorder.wait(name)
+            result = call(function, args, kwargs)
+            if name in ("empty", "empty_like"):
+                _spoil(result.host)
+            return result
+
+        return run
+
+
+def _floats(address: ctypes.c_void_p, rows: int, columns: int) -> np.ndarray:
+    """View memory as a matrix in row order."""
+    pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+    return np.ctypeslib.as_array(pointer, (rows, columns))
+
+
+class CublasLibrary:
+    """cuBLAS, as far as the engine calls it: everything lies in column order."""
+
+    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802
+        return 0
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:  # noqa: N802
+        return 0
+
+    def cublasSetMathMode(self, handle: Any, mode: int) -> int:  # noqa: N802
+        return 0
+
+    def cublasSgemm_v2(  # noqa: N802
+        self, handle, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
+    ) -> int:
+        factor = beta._obj.value
+        # A matrix in column order is the transpose of one in row order.
+        first = _floats(a, k, lda)[:, :m].T if op_a == 0 else _floats(a, m, lda)[:, :k]
+        second = _floats(b, n, ldb)[:, :k].T if op_b == 0 else _floats(b, k, ldb)[:, :n]
+        result = _floats(c, n, ldc)[:, :m].T
+
+        def multiply() -> None:
+            product = first @ second
+            result[...] = product + factor * result if factor else product
+
+        recorder.queue(multiply)
+        return 0
+
+
+class NotSupportedError(Exception):
+    """No engine for a graph."""
+
+
+class Tensor:
+    """A tensor of a graph."""
+
+    def __init__(self) -> None:
+        self.uid, self.dim, self.stride = 0, [], []
+
+    def set_uid(self, uid: int) -> Tensor:
+        self.uid = uid
+        return self
+
+    def set_dim(self, dim: list[int]) -> Tensor:
+        self.dim = dim
+        return self
+
+    def set_stride(self, stride: list[int]) -> Tensor:
+        self.stride = stride
+        return self
+
+    def set_output(self, output: bool) -> Tensor:
+        return self
+
+
+class Pygraph:
+    """cuDNN's graph of one convolution."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._steps: list[str] = []
+
+    def tensor(self, *, name: str, dim: list[int], stride: list[int]) -> Tensor:
+        return Tensor().set_dim(dim).set_stride(stride)
+
+    def conv_fprop(self, *, image: Tensor, weight: Tensor, **windows: Any) -> Tensor:
+        return self._convolve("grid", image, weight, windows)
+
+    def conv_dgrad(self, *, loss: Tensor, filter: Tensor, **windows: Any) -> Tensor:  # noqa: A002
+        return self._convolve("image", loss, filter, windows)
+
+    def conv_wgrad(self, *, image: Tensor, loss: Tensor, **windows: Any) -> Tensor:
+        return self._convolve("weights", image, loss, windows)
+
+    def _convolve(self, what: str, one: Tensor, other: Tensor, windows: Any) -> Tensor:
+        self._what, self._inputs, self._windows, self._result = (
+            what,
+            (one, other),
+            windows,
+            Tensor(),
+        )
+        return self._result
+
+    def __getattr__(self, name: str) -> Any:
+        steps = ("validate", "build_operation_graph", "create_execution_plans")
+        if name not in (*steps, "deselect_numeric_notes", "check_support", "build_plans"):
+            raise AttributeError(name)
+        return lambda *args: self._steps.append(name)
+
+    def get_workspace_size(self) -> int:
+        assert self._steps[-1] == "build_plans"
+        return 1000
+
+    def execute(self, addresses: dict[int, int], workspace: int, handle: object) -> None:
+        def view(tensor: Tensor) -> np.ndarray:
+            count = int(np.prod(tensor.dim))
+            flat = _floats(ctypes.c_void_p(addresses[tensor.uid]), 1, count)
+            strides = [4 * each for each in tensor.stride]
+            return np.lib.stride_tricks.as_strided(flat[0], tensor.dim, strides)
+
+        arrays = [view(each) for each in (*self._inputs, self._result)]
+        recorder.queue(lambda: _convolve(self._what, *arrays, **self._windows))
+
+
+def _convolve(what, one, other, result, *, padding, stride, dilation):
+    image = {"grid": one, "image": result, "weights": one}[what]
+    weights = {"grid": other, "image": other, "weights": result}[what]
+    grid = {"grid": result, "image": one, "weights": other}[what]
+    around = [(0, 0), (0, 0), *((pad, pad) for pad in padding)]
+    padded = np.pad(np.zeros_like(image) if what == "image" else image, around)
+    groups = image.shape[1] // weights.shape[1]
+    rows = grid.reshape(len(grid), groups, -1, *grid.shape[2:])
+    filters = weights.reshape(groups, -1, *weights.shape[1:])
+    sums = np.zeros_like(rows)
+    for place in itertools.product(*map(range, weights.shape[2:])):
+        part = tuple(
+            slice(k * d, k * d + s * (extent - 1) + 1, s)
+            for k, d, s, extent in zip(place, dilation, stride, grid.shape[2:], strict=True)
+        )
+        view = padded[(slice(None), slice(None), *part)]
+        patch = view.reshape(len(grid), groups, -1, *grid.shape[2:])
+        w = filters[(slice(None), slice(None), slice(None), *place)]
+        if what == "grid":
+            sums += np.einsum("gkc,ngc...->ngk...", w, patch)
+        elif what == "image":
+            view += np.einsum("gkc,ngk...->ngc...", w, rows).reshape(view.shape)
+        else:
+            axes = "xyz"[: len(padding)]
+            w[...] = np.einsum(f"ngk{axes},ngc{axes}->gkc", rows, patch)
+    if what == "grid":
+        result[...] = sums.reshape(grid.shape)
+    elif what == "image":
+        inner = tuple(
+            slice(pad, pad + extent) for pad, extent in zip(padding, image.shape[2:], strict=True)
+        )
+        result[...] = padded[(slice(None), slice(None), *inner)]
+
+
+cudnn = SimpleNamespace(
+    create_handle=lambda: "handle",
+    set_stream=lambda handle, stream: None,
+    pygraph=Pygraph,
+    cudnnGraphNotSupportedError=NotSupportedError,
+    data_type=SimpleNamespace(FLOAT="float"),
+    heur_mode=SimpleNamespace(A="A", FALLBACK="FALLBACK"),
+    build_plan_policy=SimpleNamespace(HEURISTICS_CHOICE="first"),
+    numerical_note=SimpleNamespace(TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down"),
+)
+
+
+def standin_engine(captures: bool = True) -> Any:
+    """Return the CUDA engine over the stand-ins."""
+    from protocaffe.engines.cuda.device import Device
+    from protocaffe.engines.cuda.dnn import Dnn
+    from protocaffe.engines.cuda.engine import CudaEngine
+    from protocaffe.engines.cuda.library import CuBlas
+
+    cupy = CuPy()
+    blas = CublasLibrary()
+    device = Device(
+        cupy,
+        0,
+        lambda stream, workspace: CuBlas(blas, stream, workspace),
+        lambda stream: Dnn(cudnn, cupy, stream, tf32=False),
+    )
+    return CudaEngine(device, captures)
