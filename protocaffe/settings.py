@@ -15,28 +15,47 @@ from protocaffe.log import log
 _seeds: np.random.SeedSequence | None = None
 _rank = 0
 
+uses_gpu = False
+"""Whether :func:`set_mode_gpu` was called last."""
+gpu = 0
+"""The number of the GPU that :func:`set_device` chose."""
+
 
 def set_mode_cpu() -> None:
-    """Run nets on the CPU, as they do anyway."""
+    """Run the nets and solvers that are made from now on, on the CPU; so it is at the start."""
+    global uses_gpu
+    uses_gpu = False
 
 
 def set_mode_gpu() -> None:
-    """Warn that there is no GPU engine in this version; nets go on running on the CPU."""
-    warnings.warn(
-        "this version has no GPU engine; nets run on the CPU, with the same results",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    """Run the nets and solvers that are made from now on, on the GPU.
+
+    Where there is none that can be used, it warns, and they run on the CPU.
+    """
+    global uses_gpu
+    from protocaffe.engines import get_engine
+
+    try:
+        get_engine("cuda")
+        uses_gpu = True
+    except UsageError as reason:
+        warnings.warn(
+            f"{reason}; nets run on the CPU, with the same results",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def set_device(device: int) -> None:
-    """Choose a GPU by number; of no effect, as nets run on the CPU.
+    """Choose by number the GPU that :func:`set_mode_gpu` has nets run on; 0 at the start.
 
     Raises:
         UsageError: not a number of a GPU.
     """
+    global gpu
     if operator.index(device) < 0:
         raise UsageError(f"set_device takes the number of a GPU, 0 or higher, not {device}")
+    gpu = operator.index(device)
 
 
 def set_random_seed(seed: int) -> None:

@@ -16,6 +16,7 @@ from protocaffe.engines import get_engine
 from protocaffe.errors import UsageError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
+from tests.engines.cuda.standin import standin_engine
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent for path in GOLDEN.glob("*/*/case.npz"))
@@ -81,13 +82,12 @@ class Case:
         np.testing.assert_allclose(actual, expected, **self.meta["tolerance"], err_msg=what)
 
 
-@pytest.fixture(params=["numpy", "onednn"])
+@pytest.fixture(params=["numpy", "onednn", "cuda", "cuda over a stand-in"])
 def engine(request):
     try:
-        get_engine(request.param)
+        return standin_engine() if "stand-in" in request.param else get_engine(request.param)
     except UsageError as reason:
         pytest.skip(str(reason))
-    return request.param
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda path: f"{path.parent.name}/{path.name}")

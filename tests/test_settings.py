@@ -58,10 +58,11 @@ def test_the_log_is_written_and_switched_off(capsys: pytest.CaptureFixture[str])
 
 
 def test_one_solver_on_the_cpu() -> None:
-    caffe.set_mode_cpu()
-    caffe.set_device(0)
-    with pytest.warns(RuntimeWarning, match="no GPU engine; nets run on the CPU"):
+    caffe.set_device(99)
+    with pytest.warns(RuntimeWarning, match="cuda engine cannot run here: .*; nets run on the CPU"):
         caffe.set_mode_gpu()
+    caffe.set_device(0)
+    caffe.set_mode_cpu()
     caffe.set_solver_count(1)
     caffe.set_solver_rank(0)
     caffe.set_multiprocess(True)

@@ -7,10 +7,10 @@ from argparse import Namespace
 
 from protocaffe.cli.flags import Flag
 from protocaffe.engines import PRECISIONS, Engine, get_engine
-from protocaffe.errors import ProtocaffeError, UsageError
+from protocaffe.errors import UsageError
 from protocaffe.log import init_log, log
 
-GPU = Flag("gpu", "GPU to run on; this version has the CPU engines only")
+GPU = Flag("gpu", "number of the GPU to run on; the same as --engine=cuda with that GPU")
 LEVEL = Flag("level", "the net's level, for include and exclude rules", default=0)
 STAGE = Flag("stage", "the net's stages, separated by commas, for include and exclude rules")
 PHASE = Flag("phase", "the net's phase", default="TEST", choices=("TRAIN", "TEST"))
@@ -22,19 +22,20 @@ SHAPE = Flag(
 ITERATIONS = Flag("iterations", "how many batches to run", default=50, at_least=1)
 ENGINE = Flag(
     "engine",
-    "what computes: onednn (fast) or numpy (each layer's own code)",
-    choices=("onednn", "numpy"),
+    "what computes: onednn (fast), numpy (each layer's own code), or cuda (an NVIDIA GPU)",
+    choices=("onednn", "numpy", "cuda"),
 )
+GRAPH = Flag("graph", "with a GPU, launch whole passes as CUDA graphs", default=True)
 
 
 PRECISION = Flag(
     "precision",
-    "bf16 computes with bfloat16 numbers, about twice as fast where the processor has them; "
-    "weights stay float32",
+    "bf16 computes with bfloat16 numbers, about twice as fast where the processor has them, tf32 "
+    "on a GPU with 10 bits of mantissa; weights stay float32",
     default="float32",
     choices=PRECISIONS,
 )
-COMPUTING = (ENGINE, PRECISION, GPU)
+COMPUTING = (ENGINE, PRECISION, GPU, GRAPH)
 """The flags that :func:`chosen_engine` reads."""
 
 
@@ -42,15 +43,22 @@ def chosen_engine(flags: Namespace) -> Engine:
     """Return the engine the flags ask for, and log what computes.
 
     Raises:
-        ProtocaffeError: ``--gpu`` names a GPU.
+        UsageError: ``--gpu`` is no number of a GPU, or the engine cannot run here.
     """
-    if flags.gpu:
-        raise ProtocaffeError(
-            f"--gpu={flags.gpu}: this version has no GPU engine, only the CPU engines (onednn, "
-            f"numpy); leave --gpu out"
-        )
+    if flags.gpu or flags.engine == "cuda":
+        engine = get_engine("cuda", flags.precision, gpu=_gpu(flags), graphs=flags.graph)
+        log.info("Use GPU %d.", _gpu(flags))
+        return engine
     log.info("Use CPU.")
     return get_engine(flags.engine or None, flags.precision)
+
+
+def _gpu(flags: Namespace) -> int:
+    if flags.engine not in ("", "cuda"):
+        raise UsageError(f"--gpu={flags.gpu} needs the cuda engine, not --engine={flags.engine}")
+    if flags.gpu and not flags.gpu.isdecimal():
+        raise UsageError(f"--gpu={flags.gpu}: expected the number of one GPU, such as 0")
+    return int(flags.gpu or 0)
 
 
 def stages(flag: str) -> list[str]:

@@ -16,8 +16,10 @@ from protocaffe import io
 from protocaffe.cli.common import log_warnings_only, whole_numbers
 from protocaffe.cli.flags import Flag
 from protocaffe.detector import Detection, Detector, read_windows, write_detections
+from protocaffe.engines import get_engine
 from protocaffe.errors import FileError, UsageError
 from protocaffe.proto.text import read_text
+from protocaffe.settings import set_mode_gpu
 
 FLAGS = [
     Flag("input_file", "windows (.csv) or image files (.txt)", required=True, positional=True),
@@ -30,7 +32,7 @@ FLAGS = [
         default="list",
         choices=("list", "selective_search"),
     ),
-    Flag("gpu", "not in this version: it runs on the CPU", default=False),
+    Flag("gpu", "run on the GPU", default=False),
     Flag("mean_file", "the mean to subtract, .npy or .binaryproto"),
     Flag("input_scale", "factor after the mean is subtracted", default=1.0),
     Flag("raw_scale", "factor before that, for images in 0..1", default=255.0),
@@ -50,7 +52,8 @@ def run(flags: Namespace) -> int:
     if os.path.exists(flags.output_file) and not flags.force:
         raise FileError(f"{flags.output_file} exists already; --force replaces it")
     if flags.gpu:
-        raise UsageError("--gpu: this version has no GPU engine; leave it out to run on the CPU")
+        get_engine("cuda")  # says what is missing
+        set_mode_gpu()
     log_warnings_only()
     detector = Detector(
         flags.model_def,

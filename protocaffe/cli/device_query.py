@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from protocaffe.cli.flags import Flag
+from protocaffe.engines.cuda.library import UnavailableError as GpuUnavailableError
+from protocaffe.engines.cuda.library import load_cudnn, load_cupy
 from protocaffe.engines.onednn.library import UnavailableError, load, version
 
 FLAGS: list[Flag] = []
@@ -61,12 +63,19 @@ def _numpy() -> tuple[str, str]:
 
 def _gpus() -> Iterator[tuple[str, str]]:
     try:
-        import cupy
-    except ImportError:
-        yield "GPUs", "not looked for: CuPy is not installed"
+        cupy = load_cupy(0)
+    except GpuUnavailableError as reason:
+        yield "engine cuda", f"not available: {reason}"
         return
+    yield "engine cuda", f"CuPy {cupy.__version__}, {_cudnn()}"
     for index in range(cupy.cuda.runtime.getDeviceCount()):
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         size = properties["totalGlobalMem"] / 2**30
-        name = properties["name"].decode()
-        yield f"GPU {index}", f"{name}, {size:.1f} GiB (no engine uses it in this version)"
+        yield f"GPU {index}", f"{properties['name'].decode()}, {size:.1f} GiB"
+
+
+def _cudnn() -> str:
+    try:
+        return f"cuDNN {load_cudnn().backend_version()}"
+    except GpuUnavailableError as reason:
+        return f"not available: {reason}"

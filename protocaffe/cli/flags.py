@@ -2,7 +2,8 @@
 
 ``--iterations=5``, ``--iterations 5``, ``-iterations=5`` and ``-iterations 5`` are one and the
 same; so are ``--encode_type`` and ``--encode-type``. A switch is ``--shuffle``, ``--noshuffle``
-or ``--shuffle=true`` (``false``, ``1``, ``0``), and never eats the word that follows it.
+(or ``--no-shuffle``) or ``--shuffle=true`` (``false``, ``1``, ``0``), and never eats the word that
+follows it.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class _Parser(argparse.ArgumentParser):
                 name = "help"
             if not value and name in self.switches:
                 value = "=true"
-            elif not value and name[:2] == "no" and name[2:] in self.switches:
-                name, value = name[2:], "=false"
+            elif not value and name[:2] == "no" and name[2:].lstrip("_") in self.switches:
+                name, value = name[2:].lstrip("_"), "=false"
             elif not value and name in self.valued:
                 if not left or FLAG.fullmatch(left[0]):
                     self.error(f"--{name}: expected a value")

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from protocaffe.cli.common import COMPUTING, LEVEL, STAGE, chosen_engine, stages
 from protocaffe.cli.flags import Flag
 from protocaffe.cli.signals import SignalRequests
+from protocaffe.engines import Engine, get_engine
 from protocaffe.errors import UsageError
 from protocaffe.log import log
 from protocaffe.proto import caffe_pb2
@@ -38,7 +39,7 @@ def run(flags: Namespace) -> int:
     if flags.snapshot and flags.weights:
         raise UsageError("give --snapshot to resume or --weights to fine-tune, not both")
     param = _solver_parameter(flags)
-    solver = get_solver(param, engine=chosen_engine(flags), path=flags.solver, reuse_memory=True)
+    solver = get_solver(param, engine=_engine(flags, param), path=flags.solver, reuse_memory=True)
     if flags.snapshot:
         _resume(solver, flags.snapshot)
     requests = SignalRequests(_action(flags.sigint_effect), _action(flags.sighup_effect))
@@ -69,9 +70,19 @@ def _solver_parameter(flags: Namespace) -> caffe_pb2.SolverParameter:
     param.train_state.stage.extend(stages(flags.stage))
     if flags.weights:
         param.weights[:] = [flags.weights]
-    if param.HasField("solver_mode") and param.solver_mode == caffe_pb2.SolverParameter.GPU:
-        log.warning("solver_mode is GPU, but this version has the CPU engines only")
     return param
+
+
+def _engine(flags: Namespace, param: caffe_pb2.SolverParameter) -> Engine:
+    """Return the flags' engine, else the GPU's if the solver file asks for one that is there."""
+    in_file = param.HasField("solver_mode") and param.solver_mode == caffe_pb2.SolverParameter.GPU
+    if in_file and not flags.gpu and not flags.engine:
+        try:
+            get_engine("cuda", flags.precision, gpu=param.device_id, graphs=flags.graph)
+            flags.gpu = str(param.device_id)
+        except UsageError as reason:
+            log.warning("solver_mode is GPU, but %s; training on the CPU", reason)
+    return chosen_engine(flags)
 
 
 def _action(effect: str) -> Action:

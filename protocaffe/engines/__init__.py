@@ -1,32 +1,44 @@
 """What makes nets fast: engines run a net's layers over memory they own.
 
-``numpy`` runs every layer as written, ``onednn`` has kernels for the hot layers.
+``numpy`` runs every layer as written, ``onednn`` has kernels for the hot layers, ``cuda`` runs
+them on an NVIDIA GPU.
 """
 
 from __future__ import annotations
 
 from functools import cache
 
+from protocaffe import settings
 from protocaffe.engines.base import Engine, LayerNode, Loss, Plan
 from protocaffe.errors import UsageError, did_you_mean
 from protocaffe.log import log
 
 __all__ = ["Engine", "LayerNode", "Loss", "Plan", "get_engine"]
 
-ENGINES = ("numpy", "onednn")
+ENGINES = ("numpy", "onednn", "cuda")
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 """What activations and their gradients can be; learned weights are float32 in all of them."""
 
 
-def get_engine(name: str | Engine | None = None, precision: str = "float32") -> Engine:
-    """Return an engine by name; without one, ``onednn``, or ``numpy`` where oneDNN is missing.
+def get_engine(
+    name: str | Engine | None = None,
+    precision: str = "float32",
+    gpu: int | None = None,
+    graphs: bool = True,
+) -> Engine:
+    """Return an engine by name; without one, the GPU's after :func:`protocaffe.set_mode_gpu`.
+
+    Else ``onednn``, or ``numpy`` where oneDNN is missing.
 
     Args:
-        name: ``onednn``, ``numpy``, None, or an engine, which is returned as it is.
+        name: ``onednn``, ``numpy``, ``cuda``, None, or an engine, which is returned as it is.
         precision: ``bf16`` lets the onednn engine compute with bfloat16 numbers (8 bits of
-            precision), about twice as fast where the processor has instructions for them. Where
-            it has none, or the engine is another, one line is logged and it stays at ``float32``.
+            precision), about twice as fast where the processor has instructions for them;
+            ``tf32`` lets the cuda engine round what it multiplies to 10 bits of mantissa. Where
+            it cannot be, one line is logged and it stays at ``float32``.
+        gpu: the number of the cuda engine's GPU; the one of :func:`protocaffe.set_device`, or 0.
+        graphs: whether the cuda engine may launch passes as CUDA graphs.
 
     Raises:
         UsageError: no such engine or precision, or the engine was asked for by name and cannot
@@ -36,8 +48,27 @@ def get_engine(name: str | Engine | None = None, precision: str = "float32") -> 
         return name
     _check("engine", name or "onednn", ENGINES)
     _check("precision", precision, PRECISIONS)
+    if name is None and settings.uses_gpu:
+        name = "cuda"
+    if name == "cuda":
+        return _cuda(settings.gpu if gpu is None else gpu, precision, graphs)
     engine = _default() if name is None else _by_name(name)
-    return engine if precision == "float32" else _with_bf16(engine)
+    if precision == "tf32":
+        log.warning("precision tf32 is the cuda engine's; computing with float32")
+    return _with_bf16(engine) if precision == "bf16" else engine
+
+
+@cache
+def _cuda(number: int, precision: str, graphs: bool) -> Engine:
+    from protocaffe.engines.cuda.engine import CudaEngine
+    from protocaffe.engines.cuda.library import UnavailableError
+
+    if precision == "bf16":
+        log.warning("the cuda engine has no bf16; computing with float32")
+    try:
+        return CudaEngine.open(number, graphs, tf32=precision == "tf32")
+    except UnavailableError as reason:
+        raise UsageError(f"the cuda engine cannot run here: {reason}") from None
 
 
 def _check(what: str, name: str, known: tuple[str, ...]) -> None:

@@ -60,7 +60,6 @@ def test_windows_of_a_list(run_protocaffe, folder):
     [
         (["in.csv", "out.h5", *WORDS[2:]], 2, "out.h5: expected a name that ends in .csv"),
         (["in.csv", "old.csv", *WORDS[2:]], 1, "old.csv exists already"),
-        ([*WORDS, "--gpu"], 2, "no GPU engine; leave it out"),
         ([*WORDS, "--channel_swap=bgr"], 2, "--channel_swap=bgr: expected whole numbers"),
         ([*WORDS, "--context_pad=20"], 2, "context_pad 20"),
         ([*WORDS, "--mean_file=maen.npy"], 1, "maen.npy: no such file; did you mean 'mean.npy'"),

@@ -14,4 +14,5 @@ def test_facts_come_in_rows(run_protocaffe):
     assert rows["engine numpy"] == f"NumPy {np.__version__}"
     assert "GiB" in rows["memory"]
     assert rows["engine onednn"].startswith(("oneDNN ", "not available: "))
+    assert rows["engine cuda"].startswith(("CuPy ", "not available: "))
     assert {"processor", "instruction sets"} <= rows.keys()

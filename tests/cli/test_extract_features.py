@@ -91,7 +91,7 @@ def test_hdf5_files(run_protocaffe, folder, files):
         ([*WORDS[:3], "c_lmdb,c_lmdb", "3"], 2, "every blob needs a database of its own"),
         ([*WORDS[:4], "0"], 2, "must be at least 1, got 0"),
         ([*WORDS, "lmdb", "TPU"], 2, "CPU"),
-        ([*WORDS, "lmdb", "GPU", "1"], 1, "this version has no GPU engine"),
+        ([*WORDS, "lmdb", "GPU", "99"], 2, "the cuda engine cannot run here"),
         ([*WORDS[:3], "a.h5,b.h5,c.h5", "3", "hdf5"], 2, "every blob needs a database of its own"),
         ([*WORDS[:3], "net.prototxt", "3", "hdf5"], 1, "'net.prototxt' exists already"),
         ([*WORDS[:3], "none/a.h5", "3", "hdf5"], 1, "none/a.h5"),

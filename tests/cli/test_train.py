@@ -68,8 +68,10 @@ def test_level_and_stages_reach_the_net(run_protocaffe, digit_folder):
     ("flags", "code", "message"),
     [
         (["--snapshot=a", "--weights=b"], 2, "give --snapshot to resume or --weights"),
-        (["--gpu=0"], 1, "this version has no GPU engine, only the CPU engines (onednn, numpy)"),
-        (["--engine=cuda"], 2, "--engine: invalid choice: 'cuda'"),
+        (["--gpu=99"], 2, "the cuda engine cannot run here: "),
+        (["--gpu=all"], 2, "--gpu=all: expected the number of one GPU"),
+        (["--gpu=0", "--engine=numpy"], 2, "--gpu=0 needs the cuda engine, not --engine=numpy"),
+        (["--engine=cude"], 2, "--engine: invalid choice: 'cude'"),
         (["--sigint_effect=jump"], 2, "--sigint_effect: invalid choice: 'jump'"),
     ],
 )
@@ -81,10 +83,11 @@ def test_flags_that_cannot_be(run_protocaffe, digit_folder, flags, code, message
 
 
 def test_gpu_in_the_solver_file_is_no_obstacle(run_protocaffe, digit_folder):
-    replace(digit_folder / "solver.prototxt", "solver_mode: CPU", "solver_mode: GPU")
+    replace(digit_folder / "solver.prototxt", "solver_mode: CPU", "solver_mode: GPU device_id: 99")
     done = run_protocaffe("train", "--solver=solver.prototxt", cwd=digit_folder)
     assert done.returncode == 0, done.stderr
-    assert "solver_mode is GPU, but this version has the CPU engines only" in done.stderr
+    assert "solver_mode is GPU, but the cuda engine cannot run here: " in done.stderr
+    assert "Use CPU." in done.stderr
 
 
 def replace(path, old, new):
