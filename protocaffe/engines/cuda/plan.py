@@ -31,14 +31,17 @@ from protocaffe.engines.base import (
 from protocaffe.engines.cuda.device import CapturingError, Device, DeviceArray
 from protocaffe.engines.cuda.overrides import Override, find_override
 from protocaffe.layers import Layer
+from protocaffe.layers.base import layer_class
 
 CAPTURED = frozenset(
-    """AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise Exp Flatten Im2col Input
-    LRN LSTMUnit Log MVN Normalize Permute Power ReLU ReLU6 Reduction Reorg Reshape Scale
-    ShuffleChannel Sigmoid Silence Slice SmoothL1Loss Softmax Split Swish TanH Threshold Tile
-    Upsample""".split()  # noqa: SIM905
+    layer_class(name)
+    for name in """
+        AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise Exp Flatten Im2col Input LRN
+        LSTMUnit Log MVN Normalize Permute Power ReLU ReLU6 Reduction Reorg Reshape Scale
+        ShuffleChannel Sigmoid Silence Slice SmoothL1Loss Softmax Split Swish TanH Threshold Tile
+        Upsample""".split()  # noqa: SIM905
 )
-"""Layer types whose own code only queues work on the device: it draws no random numbers, reads
+"""Layers whose own code only queues work on the device: it draws no random numbers, reads
 nothing back, and multiplies no matrices (which CuPy does by cuBLAS, and not in a graph)."""
 
 
@@ -235,7 +238,7 @@ class CudaPlan(Plan):
         runner = self._runners.get(index)
         if runner is None:
             return False
-        return runner.captures if isinstance(runner, Override) else runner.type in CAPTURED
+        return runner.captures if isinstance(runner, Override) else type(runner) in CAPTURED
 
     def loss(self, index: int) -> SupportsFloat:
         """Return a layer's share of the loss, which nobody waits for until it is looked at."""

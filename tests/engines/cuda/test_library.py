@@ -1,0 +1,92 @@
+"""What is said where the GPU's libraries are missing; and cuBLAS's way to see matrices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from protocaffe.engines import get_engine
+from protocaffe.engines.cuda.library import UnavailableError, load_cudnn, load_cupy
+from protocaffe.errors import UsageError
+from tests.engines.cuda.standin import Array, standin_engine
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CuPy raises without a driver."""
+
+
+def _cupy(version: str, gpus: int) -> SimpleNamespace:
+    def count() -> int:
+        if not gpus:
+            raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+        return gpus
+
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
+    return SimpleNamespace(__version__=version, cuda=SimpleNamespace(runtime=runtime))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r"CuPy is missing .*; pip install 'protocaffe\[gpu\]'"),
+        (_cupy("13.6.0", 1), r"CuPy is 13.6.0 and has to be 14 or newer; pip install"),
+        (_cupy("14.2.0", 0), "no GPU can be used: .*no CUDA-capable device .*nvidia-smi"),
+        (_cupy("14.2.0", 2), "there is no GPU 3; this machine has 0 to 1"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, module: SimpleNamespace | None, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    with pytest.raises(UnavailableError, match=message) as raised:
+        load_cupy(3)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UsageError, match="the cuda engine cannot run here: "):
+        get_engine("cuda", gpu=3)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"), [(8902, "cuDNN 8902 is none of version 9"), (None, "cuDNN is missing")]
+)
+def test_a_cudnn_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, version: int | None, message: str
+) -> None:
+    found = SimpleNamespace(backend_version=lambda: version) if version else None
+    monkeypatch.setitem(sys.modules, "cudnn", found)
+    with pytest.raises(UnavailableError, match=message):
+        load_cudnn()
+
+
+def test_work_on_the_cpu_imports_no_cupy() -> None:
+    code = """if True:
+        import sys, protocaffe
+        net = protocaffe.Net('layer { name: "x" type: "Input" top: "x" '
+                             'input_param { shape { dim: 1 } } }')
+        net.forward()
+        import protocaffe.cli.train, protocaffe.cli.device_query
+        assert not {"cupy", "cudnn"} & sys.modules.keys()"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 4), (1, 5, 1), (4, 3, 2)])
+@pytest.mark.parametrize(("a_turned", "b_turned"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_gemm_of_matrices_in_row_order(
+    shape: tuple[int, int, int], a_turned: int, b_turned: int, add: bool
+) -> None:
+    rows, inner, columns = shape
+    rng = np.random.default_rng(0)
+
+    def matrix(height: int, width: int, turned: int) -> Array:
+        made = rng.random((width, height) if turned else (height, width)).astype(np.float32)
+        return Array(made.T if turned else made)
+
+    a, b = matrix(rows, inner, a_turned), matrix(inner, columns, b_turned)
+    out = matrix(rows, columns, 0)
+    expected = a.host @ b.host + (out.host if add else 0)
+    standin_engine().device.gemm(a, b, out, add)
+    np.testing.assert_allclose(out.host, expected, rtol=1e-6)
