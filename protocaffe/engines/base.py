@@ -339,11 +339,11 @@ def own_backward(node: LayerNode[Layer]) -> Work:
 def forced_own_code(layer: Layer) -> bool:
     """Whether the prototxt says ``engine: CAFFE`` for this layer."""
     for field, message in layer.param.ListFields():
-        has_engine = field.name.endswith("_param") and "engine" in getattr(
-            field.message_type, "fields_by_name", ()
-        )
-        if has_engine and message.engine == message.CAFFE:
-            return True
+        fields = getattr(field.message_type, "fields_by_name", {})
+        if field.name.endswith("_param") and "engine" in fields:
+            caffe = fields["engine"].enum_type.values_by_name["CAFFE"].number
+            if message.engine == caffe:
+                return True
     return False
 
 

@@ -50,6 +50,9 @@ class DeviceArray:
             with self._device.active():
                 self.array.get(out=host)
 
+    def forget_host(self) -> None:
+        """Nothing of the host's is remembered."""
+
 
 @dataclass(frozen=True)
 class Group:
