@@ -60,6 +60,17 @@ def init_log(stream: TextIO | None = None, level: int = logging.INFO) -> None:
 
 
 @contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leave out the log's lines below warnings while the block runs."""
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def log_above(console: Console) -> Iterator[None]:
     """Print log lines through a rich console, so that they scroll above its live display."""
     handler = _handler()

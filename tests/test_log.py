@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocaffe.log import init_log, log, log_above, number
+from protocaffe.log import init_log, log, log_above, number, only_warnings
 
 PREFIX = re.compile(
     r"^(?P<level>[IWEF])(?P<month>\d\d)(?P<day>\d\d) (?P<time>\d\d:\d\d:\d\d\.\d{6}) "
@@ -134,3 +134,11 @@ def test_numbers_look_as_from_a_cpp_stream(value, text):
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_numbers_keep_six_digits(value):
     assert float(number(value)) == pytest.approx(value, rel=1e-5, abs=0)
+
+
+def test_only_warnings_for_a_while(lines):
+    with only_warnings():
+        log.info("small")
+        log.warning("large")
+    log.info("after")
+    assert [each.partition("] ")[2] for each in lines.getvalue().splitlines()] == ["large", "after"]

@@ -20,7 +20,7 @@ from protocaffe.layers.convolution import (
 from protocaffe.layers.detection import PriorBox
 from protocaffe.layers.normalization import LRN
 from protocaffe.layers.pooling import SPP, Pooling, PoolingGeometry
-from protocaffe.layers.resize import Interp, Upsample
+from protocaffe.layers.resize import Interp, Unpool, Upsample
 from protocaffe.proto.caffe_pb2 import LRNParameter, PoolingParameter
 
 
@@ -105,8 +105,8 @@ def spatial_pyramid(graph: OnnxGraph, step: Step) -> list[str]:
     return [graph.op("Concat", *(graph.op("Flatten", y, axis=1) for y in parts), axis=1)]
 
 
-FLOAT = 1
-"""``TensorProto.FLOAT``."""
+FLOAT, INT64 = 1, 7
+"""``TensorProto.FLOAT`` and ``INT64``."""
 
 
 def _maximum(
@@ -211,6 +211,23 @@ def upsample(graph: OnnxGraph, step: Step) -> list[str]:
     nearest = {"mode": "nearest", "nearest_mode": "floor"}
     attributes = {**nearest, "coordinate_transformation_mode": "asymmetric"}
     return [graph.op("Resize", step.x[0], "", scales, **attributes)]
+
+
+@converts(Unpool)
+def unpool(graph: OnnxGraph, step: Step) -> list[str]:
+    """Every number to its place among zeros."""
+    top = step.tops[0]
+    planes = [*graph.shape(step.bottoms[0])[:2], -1]
+    if planes[0] == -1:
+        planes[0] = 0  # as the bottom has it
+    x, places = (graph.reshape(each, planes) for each in step.x)
+    images = graph.op("Slice", graph.op("Shape", x), *(graph.integers([i]) for i in (0, 1)))
+    plane = graph.integers([top.shape[1], math.prod(top.shape[2:])], "plane")
+    shape = graph.op("Concat", images, plane, axis=0)
+    zeros = graph.op("Expand", graph.constant([[[0.0]]], "zeros"), shape)
+    index = graph.op("Cast", places, to=INT64)
+    y = graph.op("ScatterElements", zeros, index, x, axis=2)
+    return [graph.reshape(y, graph.shape(top))]
 
 
 @converts(PriorBox)

@@ -18,6 +18,7 @@ import numpy as np
 import protocaffe.export.elementwise
 import protocaffe.export.image
 import protocaffe.export.recurrent
+import protocaffe.export.roi
 import protocaffe.export.shape  # noqa: F401  (importing registers the converters)
 from protocaffe.assembly import Assembly
 from protocaffe.blob import Array, Blob
@@ -55,6 +56,7 @@ REASONS = {
     "MultinomialLogisticLoss": LABELS,
     "Python": "it is Python code",
     "SigmoidCrossEntropyLoss": LABELS,
+    "SmoothL1Loss": LABELS,
     "SoftmaxWithLoss": LABELS,
     "WindowData": DATA,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocaffe.export.graph import OnnxGraph, Step, converts
-from protocaffe.export.image import FLOAT
+from protocaffe.export.image import FLOAT, INT64
 from protocaffe.layers.accuracy import ArgMax
 from protocaffe.layers.dropout import Dropout
 from protocaffe.layers.embed import Embed
@@ -14,9 +14,6 @@ from protocaffe.layers.reduction import Reduction
 from protocaffe.layers.selection import BatchReindex
 from protocaffe.layers.shape import Concat, Crop, Flatten, Reshape, Silence, Slice, Split, Tile
 from protocaffe.proto.caffe_pb2 import ReductionParameter
-
-INT64 = 7
-"""``TensorProto.INT64``."""
 
 LOWEST_INT64 = -(2**63)
 

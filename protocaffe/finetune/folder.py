@@ -30,7 +30,7 @@ from protocaffe.finetune.texts import (
     with_new_head,
 )
 from protocaffe.finetune.trunk import SCORING, Trunk
-from protocaffe.log import log
+from protocaffe.log import log, only_warnings
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.caffe_pb2 import NetState, TransformationParameter
 from protocaffe.proto.files import StrPath
@@ -116,7 +116,9 @@ def _fit(
     """See to it that images, net and weights belong together; freeze layers if wanted."""
     net = deployed(trunk, (preparation.channels, *preparation.size))
     state = NetState(phase=caffe_pb2.TEST)
-    with closing(build_scaffold(net, state)) as scaffold:
+    with only_warnings():
+        made = build_scaffold(net, state)
+    with closing(made) as scaffold:
         shape = scaffold.assembly.blobs[trunk.scores].shape
         if math.prod(shape[1:]) != outputs:
             height, width = preparation.size

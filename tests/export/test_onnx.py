@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from benchmarks import nets
 from protocaffe.errors import LayerError, NetError, ProtocaffeError, UsageError
 from protocaffe.export import compare, export_onnx
+from protocaffe.export.graph import _converters as CONVERTERS
 from protocaffe.export.onnx_model import OPSET, REASONS
 from protocaffe.layers import register
 from protocaffe.layers.activation import ReLU
+from protocaffe.layers.base import layer_class, layer_types
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
@@ -292,6 +294,66 @@ def test_gates_and_priors():
         """
     )
     assert_same(net)
+
+
+def test_every_layer_is_exported_or_there_is_a_reason():
+    for kind in layer_types():
+        found = layer_class(kind)
+        if found.__module__.startswith("protocaffe.") and kind != "Input":
+            assert (found in CONVERTERS) != (kind in REASONS), kind
+
+
+REGIONS = [
+    [0, 0, 0, 63, 47],
+    [1, 8.5, 7.5, 40.2, 30.9],
+    [1, 20, 20, 20, 20],
+    [0, 30, 10, 12, 40],
+    [1, -30, -20, 10, 200],
+    [0, 900, 900, 950, 990],
+]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "roi_pooling_param { pooled_h: 3 pooled_w: 5 spatial_scale: 0.25 }",
+        "roi_pooling_param { pooled_h: 7 pooled_w: 7 spatial_scale: 0.0625 }",
+        "psroi_pooling_param { output_dim: 2 group_size: 3 spatial_scale: 0.25 }",
+        "psroi_pooling_param { output_dim: 2 group_size: 3 spatial_scale: 0.0625 }",
+    ],
+)
+def test_regions(layer):
+    kind = "PSROIPooling" if layer.startswith("ps") else "ROIPooling"
+    wires = 'bottom: "data" bottom: "rois" top: "y"'
+    net = net_of(
+        input_layer("data", (2, 18, 12, 16))
+        + input_layer("rois", (6, 5))
+        + f'layer {{ name: "y" type: "{kind}" {wires} {layer} }}'
+    )
+    values = np.random.default_rng(0).normal(3, 1, (2, 18, 12, 16)).astype(np.float32)
+    exported = assert_same(net, {"data": values, "rois": np.array(REGIONS, np.float32)})
+    assert exported.batch is None
+
+
+@pytest.mark.parametrize("size", ["scale: 2", "upsample_h: 11 upsample_w: 15"])
+def test_unpooling(size):
+    net = net_of(
+        input_layer("data", (2, 3, 12, 16))
+        + input_layer("places", (2, 3, 6, 8))
+        + f"""
+        layer {{ name: "pool" type: "Pooling" bottom: "data" top: "pool" top: "mask"
+            pooling_param {{ kernel_size: 2 stride: 2 }} }}
+        layer {{ name: "up" type: "Upsample" bottom: "pool" bottom: "mask" top: "up"
+            upsample_param {{ scale: 2 }} }}
+        layer {{ name: "odd" type: "Upsample" bottom: "pool" bottom: "places" top: "odd"
+            upsample_param {{ {size} }} }}
+        """
+    )
+    rng = np.random.default_rng(0)
+    places = np.stack([rng.permutation(11 * 15)[:48] for _ in range(6)]).reshape(2, 3, 6, 8)
+    data = rng.normal(size=(2, 3, 12, 16)).astype(np.float32)
+    exported = assert_same(net, {"data": data, "places": places.astype(np.float32)})
+    assert exported.batch is None
 
 
 def test_a_layer_of_a_users_own_is_refused():
