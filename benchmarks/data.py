@@ -274,7 +274,7 @@ def measure(name: str, folder: Path, sides: Sequence[str], rounds: int) -> str:
 def _row(name: str, times: Sequence[Sequence[float]]) -> str:
     """Format milliseconds per image of each round: of the ceiling, of protocaffe, of others."""
     best = [min(column) for column in zip(*times, strict=True)]
-    row = f"{name:34s}" + "".join(f"{1000 / value:12,.0f}" for value in best)
+    row = f"{name:34s}" + "".join(f"{1000 / value:14,.0f}" for value in best)
     row += f"{best[0] / best[1]:9.0%}{median(turn[0] / turn[1] for turn in times):8.0%}"
     for other in range(2, len(best)):
         ratio = median(turn[other] / turn[1] for turn in times)
@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(place)
         make_databases(folder)
         print(f"{'images/s of one core':34s}", end="")
-        print("".join(f"{side:>12s}" for side in ["ceiling", *sides]), end="")
+        print("".join(f"{side:>14s}" for side in ["ceiling", *sides]), end="")
         print("  protocaffe / ceiling, then PyTorch's time / protocaffe's (each min, median)")
         for name in CASES:
             try:

@@ -12,15 +12,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.data.database import Database, Record
+from protocaffe.data.database import Database, View
 from protocaffe.data.datum import Array, read_alike, read_record, record_error
-from protocaffe.data.transformer import SMALL, Transformer, normalize
+from protocaffe.data.transformer import SMALL, Transformer, images_together, normalize
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
 Floats = npt.NDArray[np.float32]
-CHUNK = 1 << 17
-"""Numbers that are finished together: as floats they fit a second-level cache."""
 Images = Sequence[Array] | Array
 """(channels, height, width) each, in a list or in one array."""
 R = TypeVar("R")
@@ -50,7 +48,7 @@ class Batch:
             scale are still to be applied.
         labels: float32, shape (batch,).
         wraps: see :class:`RawBatch`.
-        mean: what is still to be subtracted from every image, or None.
+        mean: what is still to be subtracted, from :meth:`Transformer.mean_of_batch`, or None.
         scale: what is still to be multiplied afterwards.
     """
 
@@ -73,11 +71,11 @@ class Batch:
 
     def copy_to(self, out: Array, xp: Any = np) -> None:
         """Write the finished images into an array of the module ``xp``."""
-        mean = None if self.mean is None else xp.asarray(self.mean)
-        step = max(1, CHUNK // math.prod(out.shape[1:]))
+        step = images_together(out.shape[1:])
         for start in range(0, len(out), step):
-            part = slice(start, start + step)
-            normalize(xp.asarray(self.data[part]), mean, self.scale, out[part])
+            part = out[start : start + step]
+            mean = None if self.mean is None else xp.asarray(self.mean[: len(part)])
+            normalize(xp.asarray(self.data[start : start + step]), mean, self.scale, part)
 
     def finish(self) -> None:
         """Apply what is still to be applied."""
@@ -89,7 +87,7 @@ class Batch:
 
 def database_rounds(
     database: Database, position: int = 0, shuffle_seed: int | None = None
-) -> Iterator[Iterator[Record]]:
+) -> Iterator[Iterator[View]]:
     """Yield the records of the database over and over, one iterator per round.
 
     The first round begins where the record at ``position`` of the stream is.
@@ -103,9 +101,9 @@ def database_rounds(
         keys = database.keys()
         for order in shuffled_rounds(len(keys), position, shuffle_seed):
             yield database.read(keys[place] for place in order)
-    yield database.records(position % len(database) if position else 0)
+    yield database.views(position % len(database) if position else 0)
     while True:
-        yield database.records()
+        yield database.views()
 
 
 def shuffled_rounds(count: int, position: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -207,7 +205,10 @@ class BatchFiller(ABC, Generic[R]):
                 self._check_shape(record, image, common, fitting)
         self._prepare(raw, batch, common, are_bytes)
         choices = self.transformer.choices(self.seed, raw.position, len(images))
-        self.transformer(images, batch.data, choices)
+        if choices is None and isinstance(images, np.ndarray) and batch.data.dtype == np.uint8:
+            batch.data = self.transformer.centre(images)
+        else:
+            self.transformer(images, batch.data, choices)
         batch.labels[...] = labels
 
     def _fill_one_by_one(
@@ -238,7 +239,7 @@ class BatchFiller(ABC, Generic[R]):
         transformer = self.transformer
         stays = are_bytes and transformer.keeps_bytes
         batch.reshape(len(raw.records), *shape, dtype=np.uint8 if stays else np.float32)
-        batch.mean = transformer.mean_of_batch() if stays else None
+        batch.mean = transformer.mean_of_batch(shape) if stays else None
         batch.scale = transformer.scale if stays else np.float32(1)
         batch.wraps = raw.wraps
 
@@ -264,7 +265,7 @@ class BatchFiller(ABC, Generic[R]):
             raise self.error(record, str(error)) from None
 
 
-class DatumFiller(BatchFiller[Record]):
+class DatumFiller(BatchFiller[View]):
     """Fills batches from database records with Datums.
 
     Args:
@@ -278,14 +279,14 @@ class DatumFiller(BatchFiller[Record]):
         self.source = source
         self._warned = False
 
-    def read(self, record: Record) -> tuple[Array, int]:
+    def read(self, record: View) -> tuple[Array, int]:
         """Return the datum's image and label."""
         datum, image = read_record(record, self.source, self.transformer.color)
         if not datum.encoded:
             self._warn_of_force()
         return image, datum.label
 
-    def read_alike(self, records: list[Record]) -> tuple[Array, Array] | None:
+    def read_alike(self, records: list[View]) -> tuple[Array, Array] | None:
         """Return the images, in one array, and the labels of small raw datums."""
         values = [value for _, value in records]
         alike = read_alike(values) if len(values[0]) <= SMALL else None
@@ -293,7 +294,7 @@ class DatumFiller(BatchFiller[Record]):
             self._warn_of_force()
         return alike
 
-    def error(self, record: Record, message: str) -> DataError:
+    def error(self, record: View, message: str) -> DataError:
         """Return an error that names the record's key and the database."""
         return record_error(record, self.source, message)
 

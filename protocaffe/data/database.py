@@ -16,8 +16,11 @@ from weakref import WeakValueDictionary
 from protocaffe.errors import DataError, did_you_mean
 from protocaffe.log import log
 
+Bytes = bytes | memoryview
 Record = tuple[bytes, bytes]
 """A key and its value."""
+View = tuple[Bytes, Bytes]
+"""A record that may lie in the memory of its database."""
 
 _handles: WeakValueDictionary[tuple[int, int] | None, Any] = WeakValueDictionary()
 """Open LMDB environments and LevelDB handles by the identity of a file that they hold open.
@@ -70,8 +73,15 @@ class Database(ABC):
     def keys(self) -> list[bytes]:
         """Return all keys in order."""
 
-    def read(self, keys: Iterable[bytes]) -> Iterator[Record]:
-        """Yield the records with these keys, in the order of the keys given."""
+    def views(self, start: int = 0) -> Iterator[View]:
+        """Yield the records as :meth:`records` does, without copying them where that is possible.
+
+        What comes may be used until the database is closed, as long as nobody writes to it.
+        """
+        return self.records(start)
+
+    def read(self, keys: Iterable[bytes]) -> Iterator[View]:
+        """Yield the records with these keys, in the order of the keys given, as :attr:`views`."""
         for key, value in self._get(keys):
             if value is None:
                 raise DataError(
@@ -81,7 +91,7 @@ class Database(ABC):
             yield key, value
 
     @abstractmethod
-    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Bytes | None]]:
         """Yield each key with its value, or None where there is none."""
 
     @abstractmethod
@@ -143,10 +153,17 @@ class Lmdb(Database):
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Yield the records in key order, from the one at index ``start`` to the last."""
+        return self._records(start, views=False)
+
+    def views(self, start: int = 0) -> Iterator[View]:
+        """Yield the records as parts of the memory that the file is mapped to."""
+        return self._records(start, views=True)
+
+    def _records(self, start: int, *, views: bool) -> Iterator[Any]:
         import lmdb
 
         try:
-            with self._handle.begin() as transaction:
+            with self._handle.begin(buffers=views) as transaction:
                 cursor = transaction.cursor()
                 more = cursor.first()
                 for _ in range(start):
@@ -166,11 +183,11 @@ class Lmdb(Database):
         except lmdb.Error as error:
             raise DataError(f"database '{self.path}' cannot be read: {error}") from error
 
-    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Bytes | None]]:
         import lmdb
 
         try:
-            with self._handle.begin() as transaction:
+            with self._handle.begin(buffers=True) as transaction:
                 for key in keys:
                     yield key, transaction.get(key)
         except lmdb.Error as error:
@@ -234,7 +251,7 @@ class LevelDb(Database):
         """Return all keys in order."""
         return list(self._handle.database.iterator(include_value=False))
 
-    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+    def _get(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Bytes | None]]:
         import plyvel
 
         handle = self._handle  # held until the iteration ends, so that others find it

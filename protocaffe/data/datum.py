@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from protocaffe.data.database import Record
+from protocaffe.data.database import Bytes, View
 from protocaffe.errors import DataError
 from protocaffe.proto import caffe_pb2
 
@@ -18,14 +18,14 @@ Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
 
 
-def parse_datum(value: bytes) -> caffe_pb2.Datum:
+def parse_datum(value: Bytes) -> caffe_pb2.Datum:
     """Return the Datum that a database record holds.
 
     Raises:
         DataError: the bytes are no Datum.
     """
     try:
-        return caffe_pb2.Datum.FromString(value)
+        return caffe_pb2.Datum.FromString(value)  # type: ignore[arg-type]  # takes views, too
     except DecodeError as error:
         raise DataError(f"not a Datum message: {error}") from error
 
@@ -62,7 +62,7 @@ def datum_array(datum: caffe_pb2.Datum, color: bool | None = None) -> Array:
 
 
 def read_record(
-    record: Record, source: str, color: bool | None = None
+    record: View, source: str, color: bool | None = None
 ) -> tuple[caffe_pb2.Datum, Array]:
     """Return a database record's datum and its values, as :func:`datum_array` gives them.
 
@@ -76,13 +76,13 @@ def read_record(
         raise record_error(record, source, str(error)) from None
 
 
-def record_error(record: Record, source: str, message: str) -> DataError:
+def record_error(record: View, source: str, message: str) -> DataError:
     """Return an error that names the record's key and the database it comes from."""
-    key = record[0].decode(errors="backslashreplace")
+    key = bytes(record[0]).decode(errors="backslashreplace")
     return DataError(f"record '{key}' of '{source}': {message}")
 
 
-def read_alike(values: Sequence[bytes]) -> tuple[Image, npt.NDArray[np.uint8]] | None:
+def read_alike(values: Sequence[Bytes]) -> tuple[Image, npt.NDArray[np.uint8]] | None:
     """Read raw datums that differ in nothing but pixels and label, all at once.
 
     Small images, as those of MNIST and CIFAR, cost far more time as messages of their own.
@@ -94,7 +94,7 @@ def read_alike(values: Sequence[bytes]) -> tuple[Image, npt.NDArray[np.uint8]] |
         Pixels of shape (datums, channels, height, width) and the labels, or None if the datums
         are not like this, or a label is above 127 and so takes more than a byte.
     """
-    first = values[0]
+    first = bytes(values[0])
     try:
         datum = parse_datum(first)
     except DataError:

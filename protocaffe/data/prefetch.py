@@ -10,13 +10,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 Item = TypeVar("Item")
 Buffer = TypeVar("Buffer")
 Result = TypeVar("Result")
 
 MAX_THREADS = 4
+KEPT_BYTES = 1 << 24
 
 
 def default_threads() -> int:
@@ -26,6 +30,15 @@ def default_threads() -> int:
     others only help when data is what everything waits for.
     """
     return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def keep_freed_memory() -> None:
+    """Have arrays of up to 16 MiB made of memory that others have freed.
+
+    The C library of Linux gives it back to the system at once, until the program has freed
+    something as large as this. New pages make decoding an image take a quarter longer.
+    """
+    np.empty(KEPT_BYTES, np.uint8)
 
 
 def ordered_map(
@@ -40,6 +53,7 @@ def ordered_map(
         items: its arguments.
         threads: how many; :func:`default_threads` unless told otherwise.
     """
+    keep_freed_memory()
     threads = threads or default_threads()
     left = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -61,8 +75,8 @@ class Prefetcher(Generic[Item, Buffer]):
 
     Items are taken from their iterator in order, one thread at a time; the threads then fill
     one buffer each, and :meth:`next` hands the buffers out in the items' order. All buffers are
-    used again and again: with ``depth + 2`` of them ``depth`` are ready while one is in use and
-    one is being filled. The threads start with the first :meth:`next`.
+    used again and again: with ``depth + 1`` of them ``depth`` are ready while one is in use. The
+    threads start with the first :meth:`next`.
 
     They stop with :meth:`close`, when the prefetcher is garbage, and when Python exits. Neither
     ``items`` nor ``fill`` may refer to the prefetcher or whoever holds it.
@@ -82,27 +96,59 @@ class Prefetcher(Generic[Item, Buffer]):
         threads: int | None = None,
     ) -> None:
         self._ring = _Ring(items, fill, buffers)
+        self._together = len(buffers) // 2
         self._threads = [
             threading.Thread(target=self._ring.work, name=f"protocaffe-prefetch-{i}", daemon=True)
             for i in range(threads or default_threads())
         ]
         self._started = False
+        self._taken = 0
+        self._in_use: Buffer | None = None
+        self._returned: list[Buffer] = []
         weakref.finalize(self, self._ring.stop)
 
     def next(self) -> Buffer:
-        """Return the next filled buffer, which is the caller's until the next call.
+        """Return the next filled buffer, the caller's until :meth:`release` or the next call.
 
         Raises:
             StopIteration: there are no more items.
             Exception: what ``items`` or ``fill`` raised for this buffer; all later calls raise
                 it too.
         """
+        if self._ring.stopped:
+            raise RuntimeError("this prefetcher is closed")
         if not self._started:
             self._started = True
+            keep_freed_memory()
             for thread in self._threads:
                 thread.start()
                 _running[thread] = self._ring
-        return self._ring.take()
+        self.release()
+        result = self._ring.result(self._taken)
+        if not result.done():
+            self._wake()
+        buffer = result.result()
+        self._taken += 1
+        self._in_use = buffer
+        del self._ring.results[self._taken - 1]
+        return buffer
+
+    def release(self) -> None:
+        """Give the buffer in use back.
+
+        A thread that wakes takes a core from the net and finds nothing of its own in the caches,
+        so half of the buffers wait for each other.
+        """
+        if self._in_use is not None:
+            self._returned.append(self._in_use)
+            self._in_use = None
+        if len(self._returned) >= self._together:
+            self._wake()
+
+    def _wake(self) -> None:
+        for buffer in self._returned:
+            self._ring.free.put(buffer)
+        self._returned.clear()
 
     def close(self) -> None:
         """Stop the threads and wait until they are gone."""
@@ -113,7 +159,11 @@ class Prefetcher(Generic[Item, Buffer]):
 
 
 class _Ring(Generic[Item, Buffer]):
-    """What the threads share: number ``n`` is filled into buffer ``n`` modulo their count."""
+    """What the threads share.
+
+    Each wakes for a free buffer of its own and for nothing else: a thread that wakes takes a core
+    from the net.
+    """
 
     def __init__(
         self,
@@ -123,13 +173,17 @@ class _Ring(Generic[Item, Buffer]):
     ) -> None:
         self.items = items
         self.fill = fill
-        self.buffers = buffers
+        self.free: SimpleQueue[Any] = SimpleQueue()
+        for buffer in buffers:
+            self.free.put(buffer)
         self.reading = threading.Lock()  # whoever holds it may take the next item
-        self.changed = threading.Condition()  # guards all below
         self.claimed = 0
-        self.taken = 0
-        self.ready: dict[int, BaseException | None] = {}
+        self.results: dict[int, Future[Buffer]] = {}
         self.stopped = False
+
+    def result(self, number: int) -> Future[Buffer]:
+        """Return what comes of an item: its buffer, or an error."""
+        return self.results.setdefault(number, Future())
 
     def work(self) -> None:
         while self._fill_one():
@@ -137,59 +191,30 @@ class _Ring(Generic[Item, Buffer]):
 
     def _fill_one(self) -> bool:
         """Do the next piece of work; return whether there is more."""
+        buffer = self.free.get()
+        if self.stopped:
+            self.free.put(buffer)  # so that the next thread wakes, too
+            return False
         with self.reading:
-            number = self._claim()
-            if number is None:
-                return False
+            result = self.result(self.claimed)
+            self.claimed += 1
             try:
                 item = next(self.items)
             except BaseException as error:
-                self._finish(number, error)
+                result.set_exception(error)
                 return False
         try:
-            self.fill(item, self.buffers[number % len(self.buffers)])
+            self.fill(item, buffer)
         except BaseException as error:
-            self._finish(number, error)
+            result.set_exception(error)
             return False
-        self._finish(number, None)
+        result.set_result(buffer)
         return True
 
-    def take(self) -> Buffer:
-        with self.changed:
-            self.changed.wait_for(lambda: self.taken in self.ready or self.stopped)
-            if self.stopped:
-                raise RuntimeError("this prefetcher is closed")
-            error = self.ready[self.taken]
-            if error is not None:
-                raise error  # and stays in its place: there is nothing after it
-            del self.ready[self.taken]
-            number = self.taken
-            self.taken += 1
-            self.changed.notify_all()  # the buffer before this one is free now
-        return self.buffers[number % len(self.buffers)]
-
     def stop(self) -> None:
-        # Takes no part in waiting: this may run in any thread, as part of a garbage collection.
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-    def _claim(self) -> int | None:
-        """Wait for a free buffer and return its number, or None if there is no more work."""
-        with self.changed:
-            # The last one taken is still in use, hence taken - 1.
-            self.changed.wait_for(
-                lambda: self.stopped or self.claimed < max(self.taken - 1, 0) + len(self.buffers)
-            )
-            if self.stopped:
-                return None
-            self.claimed += 1
-            return self.claimed - 1
-
-    def _finish(self, number: int, error: BaseException | None) -> None:
-        with self.changed:
-            self.ready[number] = error
-            self.changed.notify_all()
+        # Waits for nothing: this may run in any thread, as part of a garbage collection.
+        self.stopped = True
+        self.free.put(None)
 
 
 _running: weakref.WeakKeyDictionary[threading.Thread, _Ring[Any, Any]]

@@ -63,11 +63,14 @@ class PrefetchingLayer(Layer):
         batch = self._next_batch()
         for _ in range(batch.wraps):
             log.info("Restarting data prefetching from start.")
-        self._shape = batch.data.shape[1:]
-        self.reshape(bottom, top)
+        if batch.data.shape != top[0].shape:
+            self._shape = batch.data.shape[1:]
+            self.reshape(bottom, top)
         batch.copy_to(top[0].data, self.xp)
         if len(top) > 1:
             top[1].data[...] = self.xp.asarray(batch.labels)
+        if self._prefetcher is not None:
+            self._prefetcher.release()
         self.position += self.batch_size
 
     def seek(self, position: int) -> None:
@@ -100,7 +103,7 @@ class PrefetchingLayer(Layer):
 
     def _next_batch(self) -> Batch:
         if self._prefetcher is None:
-            buffers = [Batch() for _ in range(self.param.data_param.prefetch + 2)]
+            buffers = [Batch() for _ in range(self.param.data_param.prefetch + 1)]
             self._prefetcher = Prefetcher(self._raw_batches(), self._filler, buffers)
         try:
             return self._prefetcher.next()

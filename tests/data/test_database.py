@@ -52,6 +52,7 @@ def three(request, tmp_path):
 )
 def test_records_from_a_place_on(three, start, values):
     assert [value for _, value in three.records(start)] == values
+    assert [bytes(value) for _, value in three.views(start)] == values
 
 
 def test_records_by_their_keys(three):

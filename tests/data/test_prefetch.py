@@ -59,7 +59,20 @@ def test_no_more_is_done_ahead_than_there_are_buffers():
     assert sorted(done) == [0, 1, 2, 3]
     prefetcher.next()
     time.sleep(0.1)
-    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert sorted(done) == [0, 1, 2, 3]  # two buffers wake the threads together
+    prefetcher.release()
+    time.sleep(0.1)
+    assert sorted(done) == [0, 1, 2, 3, 4, 5]
+    prefetcher.release()
+    assert prefetcher.next() is not None
+    prefetcher.close()
+
+
+def test_buffers_do_not_wait_for_each_other_while_the_caller_waits():
+    prefetcher = Prefetcher(itertools.count(), fill, buffers(3), 1)
+    for number in range(20):
+        assert prefetcher.next() == [number]
+        prefetcher.release()
     prefetcher.close()
 
 
