@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Array, Blob, Storage, Truth
 from protocaffe.layers import Layer
+from protocaffe.parallel import elementwise, one_blas_thread
 from protocaffe.proto.caffe_pb2 import SolverParameter
 
 Work = Callable[[], None]
@@ -276,28 +278,30 @@ class MomentumUpdate:
         self._engine = engine
         self._storages = (weight, diff, history)
         self._momentum = momentum
-        self._scratch = np.empty(CHUNK, weight.dtype)
 
     def __call__(self, gradient_scale: float, weight_scale: float) -> None:
         """Update the parameter once."""
-        views = self._engine.flat_views(*self._storages)
-        for start in range(0, views[0].size, CHUNK):
-            w, g, h = (view[start : start + CHUNK] for view in views)
-            term = self._scratch[: w.size]
+
+        def update(w: Array, g: Array, h: Array) -> None:
             h *= self._momentum
-            h += np.multiply(g, gradient_scale, out=term)
+            h += g * gradient_scale
             if weight_scale:
-                h += np.multiply(w, weight_scale, out=term)
+                h += w * weight_scale
             w -= h
 
-
-CHUNK = 1 << 16
-"""Numbers per step of an element-wise pass: three arrays of them fit a second-level cache."""
+        elementwise(self._engine.xp, update, *self._engine.flat_views(*self._storages))
 
 
 def quiet() -> np.errstate:
     """Let a diverging net show inf and NaN in its loss, as Caffe does, and not as warnings."""
     return np.errstate(all="ignore")
+
+
+@contextmanager
+def own_code() -> Iterator[None]:
+    """Run a layer's own code: quiet, and its matrix products in the threads of this program."""
+    with quiet(), one_blas_thread():
+        yield
 
 
 def own_forward(node: LayerNode[Layer]) -> Work:
@@ -309,7 +313,7 @@ def own_forward(node: LayerNode[Layer]) -> Work:
     def run() -> None:
         agreed = _bring_to_host(only_read)
         _take_from_holders(written)
-        with quiet():
+        with own_code():
             layer.forward(bottoms, tops)
         for storage in agreed:
             storage.truth = Truth.BOTH
@@ -328,7 +332,7 @@ def own_backward(node: LayerNode[Layer]) -> Work:
     def run() -> None:
         agreed = _bring_to_host(read)
         _take_from_holders(written)
-        with quiet():
+        with own_code():
             layer.backward(tops, wanted, bottoms)
         for storage in agreed:
             storage.truth = Truth.BOTH

@@ -10,6 +10,7 @@ import numpy as np
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
 from protocaffe.layers.saved import SavedInput
+from protocaffe.parallel import elementwise
 from protocaffe.proto.caffe_pb2 import FillerParameter
 
 
@@ -85,18 +86,23 @@ class ReLU(Neuron):
         self.negative_slope = self.dtype.type(self.param.relu_param.negative_slope)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x, y = bottom[0].data, top[0].data
+        elementwise(self.xp, self._bend, bottom[0].data, top[0].data)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            elementwise(self.xp, self._bend_backward, bottom[0].data, top[0].diff, bottom[0].diff)
+
+    def _bend(self, x: Array, y: Array) -> None:
         if self.negative_slope == 0:
             self.xp.maximum(x, 0, out=y)
         else:
             _bend(self.xp, x, self.negative_slope, self.negative_slope * x, out=y)
 
-    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        if propagate_down[0]:
-            slope = bottom[0].data > 0
-            if self.negative_slope != 0:
-                slope = self.xp.where(slope, self.dtype.type(1), self.negative_slope)
-            self.xp.multiply(top[0].diff, slope, out=bottom[0].diff)
+    def _bend_backward(self, x: Array, dy: Array, dx: Array) -> None:
+        slope = x > 0
+        if self.negative_slope != 0:
+            slope = self.xp.where(slope, self.dtype.type(1), self.negative_slope)
+        self.xp.multiply(dy, slope, out=dx)
 
 
 @register("ReLU6")

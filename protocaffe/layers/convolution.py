@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, ClassVar
+from itertools import chain, product
+from typing import Any, ClassVar, TypeVar
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
 from protocaffe.layers.windows import window_offsets
+from protocaffe.parallel import each_part, matmul
 from protocaffe.proto.caffe_pb2 import ConvolutionParameter
 
 Extents = tuple[int, ...]
-Index = tuple[int | slice, ...]
+Index = tuple[Any, ...]
+Result = TypeVar("Result")
 
-MAX_COLUMN_COUNT = 1 << 20
-"""How many numbers the column buffer may hold, unless a single image needs more."""
+BOTH = (slice(None), slice(None))
+"""All images and all channels."""
+
+MAX_COLUMN_COUNT = 1 << 19
+"""How many numbers a column buffer may hold, unless a single image needs more."""
 
 
 @dataclass(frozen=True)
@@ -111,52 +116,78 @@ def _per_axis(
 class Columns:
     """Moves image patches to columns and back: im2col and col2im in any number of axes.
 
+    It takes two steps, the last axis first. Between them are strips: the image once for each
+    element of the kernel along that axis. The second step, which moves all the numbers, then
+    copies whole planes (if the stride is 1) instead of short rows.
+
     Args:
         geometry: kernel, stride, pad and dilation.
         image: spatial extents of the image.
         grid: spatial extents of the window positions.
+        xp: the array module.
+
+    Attributes:
+        is_image: whether windows are single pixels, so that the columns are the image itself.
     """
 
-    def __init__(self, geometry: ConvolutionGeometry, image: Extents, grid: Extents) -> None:
-        per_axis = [
-            window_offsets(*each)
-            for each in zip(
-                image,
-                grid,
-                geometry.kernel,
-                geometry.stride,
-                geometry.pad,
-                geometry.dilation,
-                strict=True,
-            )
+    def __init__(
+        self, geometry: ConvolutionGeometry, image: Extents, grid: Extents, xp: Any
+    ) -> None:
+        self._xp = xp
+        self._is_padded = any(geometry.pad)
+        self.is_image = image == grid and math.prod(geometry.kernel) == 1 and not self._is_padded
+        self._only_element: Index = (*BOTH, *(0 for _ in geometry.kernel))
+        if self.is_image:
+            return
+        settings = zip(
+            grid, geometry.kernel, geometry.stride, geometry.pad, geometry.dilation, strict=True
+        )
+        *before, (width, kernel, stride, pad, dilation) = settings
+        padded = [extent + 2 * pad for extent, pad in zip(image, geometry.pad, strict=True)][:-1]
+        self._strip_shape = (kernel, *padded, width)
+        inside = [
+            slice(pad, pad + extent)
+            for extent, pad in zip(image[:-1], geometry.pad[:-1], strict=True)
         ]
-        both = (slice(None), slice(None))
-        self._offsets: list[tuple[Index, Index, Index]] = [
+        self._along_rows: list[tuple[Index, Index]] = [
+            ((*BOTH, each.element, *inside, each.grid), (..., each.image))
+            for each in window_offsets(image[-1], width, kernel, stride, pad, dilation)
+        ]
+        per_axis = [
+            window_offsets(extent, count, kernel, stride, 0, dilation)
+            for extent, (count, kernel, stride, _, dilation) in zip(padded, before, strict=True)
+        ]
+        self._across_rows: list[tuple[Index, Index]] = [
             (
-                (slice(None), *(each.element for each in offset)),
-                (*both, *(each.grid for each in offset)),
-                (*both, *(each.image for each in offset)),
+                (*BOTH, *(each.element for each in offset)),
+                (*BOTH, slice(None), *(each.image for each in offset)),
             )
             for offset in product(*per_axis)
         ]
-        self._clipped = len(self._offsets) < math.prod(geometry.kernel) or any(
-            offset.grid != slice(0, extent)
-            for offsets, extent in zip(per_axis, grid, strict=True)
-            for offset in offsets
-        )
 
     def gather(self, image: Array, columns: Array) -> None:
-        """Copy every window into columns (channel, *kernel, n, *grid); padding reads as 0."""
-        if self._clipped:
-            columns[...] = 0
-        for element, grid, patch in self._offsets:
-            columns[element][grid] = image[patch].swapaxes(0, 1)
+        """Copy every window into columns (n, channel, *kernel, *grid); padding reads as 0."""
+        if self.is_image:
+            columns[self._only_element] = image
+            return
+        make = self._xp.zeros if self._is_padded else self._xp.empty
+        strips = make((*image.shape[:2], *self._strip_shape), image.dtype)
+        for strip, pixels in self._along_rows:
+            strips[strip] = image[pixels]
+        for element, rows in self._across_rows:
+            columns[element] = strips[rows]
 
     def scatter(self, columns: Array, image: Array) -> None:
         """Overwrite the image (n, channel, *image) with the sum of its windows."""
+        if self.is_image:
+            image[...] = columns[self._only_element]
+            return
+        strips = self._xp.zeros((*image.shape[:2], *self._strip_shape), image.dtype)
+        for element, rows in self._across_rows:
+            strips[rows] += columns[element]
         image[...] = 0
-        for element, grid, patch in self._offsets:
-            image[patch] += columns[element][grid].swapaxes(0, 1)
+        for strip, pixels in self._along_rows:
+            image[pixels] += strips[strip]
 
 
 class ConvolutionBase(Layer):
@@ -187,7 +218,6 @@ class ConvolutionBase(Layer):
         self.add_blob(shape, param.weight_filler)
         if geometry.bias_term:
             self.add_blob((geometry.num_output,), param.bias_filler)
-        self._buffer: Array = self.xp.empty(0, self.dtype)
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         axis = self.geometry.channel_axis
@@ -214,7 +244,9 @@ class ConvolutionBase(Layer):
         for blob in top:
             blob.reshape(*shape[:axis], self.geometry.num_output, *outputs)
         self._image, self._grid = self._image_and_grid(extents, outputs)
-        self._columns = Columns(self.geometry, self._image, self._grid)
+        self._columns = Columns(self.geometry, self._image, self._grid, self.xp)
+        channels, _ = self._image_and_grid(self.channels, self.geometry.num_output)
+        self._column_shape = (channels, *self.geometry.kernel, *self._grid)
 
     def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
         grid = bottom if self.transposed else top
@@ -230,62 +262,106 @@ class ConvolutionBase(Layer):
         """Tell which of the bottom's and the top's things belong to the image."""
         return (top, bottom) if self.transposed else (bottom, top)
 
-    def _correlate(self, image: Array, grid: Array) -> None:
-        """Set grid = W * im2col(image)."""
+    def _correlate(self, image: Array, grid: Array, bias: Array | None = None) -> None:
+        """Set grid = W * im2col(image) + bias."""
         weights = self._weights(self.blobs[0].data)
-        for images, grids, columns in self._chunks(image, grid):
-            self._columns.gather(images, columns)
-            values = weights @ self._matrix(columns)
-            grids[...] = values.reshape(grids.swapaxes(0, 1).shape).swapaxes(0, 1)
 
-    def _spread(self, grid: Array, image: Array) -> None:
-        """Set image = col2im(transposed W * grid)."""
+        def work(part: slice) -> None:
+            for images, grids, columns in self._chunks(image, grid, part):
+                if self._columns.is_image:
+                    columns = images
+                else:
+                    self._columns.gather(images, columns)
+                matmul(self.xp, weights, self._matrices(columns), out=self._matrices(grids))
+                if bias is not None:
+                    grids += bias
+
+        self._each_part(grid, work)
+
+    def _spread(self, grid: Array, image: Array, bias: Array | None = None) -> None:
+        """Set image = col2im(transposed W * grid) + bias."""
         weights = self._weights(self.blobs[0].data).swapaxes(1, 2)
-        # One grid channel per group (depthwise): an outer product, which BLAS does slowly.
-        multiply = self.xp.matmul if weights.shape[2] > 1 else self.xp.multiply
-        for images, grids, columns in self._chunks(image, grid):
-            multiply(weights, self._rows(grids), out=self._matrix(columns))
-            self._columns.scatter(columns, images)
+
+        def work(part: slice) -> None:
+            for images, grids, columns in self._chunks(image, grid, part):
+                if self._columns.is_image:
+                    columns = images
+                if weights.shape[2] > 1:
+                    matmul(self.xp, weights, self._matrices(grids), out=self._matrices(columns))
+                else:  # a group for each channel: an outer product, which BLAS does slowly
+                    self.xp.multiply(weights, self._matrices(grids), out=self._matrices(columns))
+                if columns is not images:
+                    self._columns.scatter(columns, images)
+                if bias is not None:
+                    images += bias
+
+        self._each_part(grid, work)
 
     def _add_weight_diff(self, image: Array, grid: Array) -> None:
         """Add grid * transposed im2col(image) to the weights' diff."""
         diff = self._weights(self.blobs[0].diff)
-        for images, grids, columns in self._chunks(image, grid):
-            self._columns.gather(images, columns)
-            diff += self._rows(grids) @ self._matrix(columns).swapaxes(1, 2)
+        # BLAS prefers many rows and few columns; but adding what comes out transposed takes
+        # longer than the product where there are more weights than columns.
+        flip = diff.size < math.prod(self._column_shape)
+        axis = len(self._column_shape) - len(self._grid)
 
-    def _add_bias(self, top: Array) -> None:
-        if self.geometry.bias_term:
-            top.reshape(-1, self.geometry.num_output, self._top_area(top))[...] += self.blobs[
-                1
-            ].data[:, None]
+        def work(part: slice) -> list[Array]:
+            totals: list[Array] = []  # one, or none without images
+            partial: Any = None
+            for images, grids, room in self._chunks(image, grid, part):
+                # The images of a chunk side by side: one product over long rows.
+                columns = room.reshape(*self._column_shape[:axis], -1, *self._grid)
+                self._columns.gather(images, self.xp.moveaxis(columns, axis, 0))
+                columns = columns.reshape(diff.shape[0], diff.shape[2], -1)
+                rows = grids.swapaxes(0, 1).reshape(*diff.shape[:2], -1)
+                factors = (columns, rows) if flip else (rows, columns)
+                partial = self.xp.matmul(factors[0], factors[1].swapaxes(1, 2), out=partial)
+                if totals:
+                    totals[0] += partial
+                else:
+                    totals.append(partial)
+                    partial = None
+            return totals
+
+        for total in chain.from_iterable(self._each_part(grid, work)):
+            diff += total.swapaxes(1, 2) if flip else total
+
+    def _bias(self) -> Array | None:
+        """Return the bias as it is added to (n, num_output, *spatial)."""
+        if not self.geometry.bias_term:
+            return None
+        bias: Array = self.blobs[1].data.reshape(-1, *(1,) * len(self.geometry.kernel))
+        return bias
 
     def _add_bias_diff(self, top_diff: Array) -> None:
         if self.geometry.bias_term and self.param_propagate_down[1]:
-            area = self._top_area(top_diff)
-            self.blobs[1].diff[...] += top_diff.reshape(-1, self.geometry.num_output, area).sum(
-                axis=(0, 2)
-            )
+            gradient = self._batch(top_diff)
+            gradient = gradient.reshape(*gradient.shape[:2], math.prod(gradient.shape[2:]))
+            for total in each_part(
+                self.xp, len(gradient), gradient.size, lambda part: gradient[part].sum(axis=(0, 2))
+            ):
+                self.blobs[1].diff[...] += total
 
-    def _top_area(self, top: Array) -> int:
-        return math.prod(top.shape[self.geometry.channel_axis + 1 :])
+    def _batch(self, array: Array) -> Array:
+        """View an array (..., channels, *spatial) as one with a single axis of images."""
+        batch: Array = array.reshape(-1, *array.shape[self.geometry.channel_axis :])
+        return batch
 
-    def _chunks(self, image: Array, grid: Array) -> Iterator[tuple[Array, Array, Array]]:
-        """Yield images, grids and room for their columns, a bounded number of images at a time."""
-        axis = self.geometry.channel_axis
-        images = image.reshape(-1, *image.shape[axis:])
-        grids = grid.reshape(-1, *grid.shape[axis:])
-        channels = images.shape[1]
-        per_image = channels * math.prod(self.geometry.kernel) * math.prod(self._grid)
-        step = max(1, min(MAX_COLUMN_COUNT // per_image, len(images)))
-        if self._buffer.size < step * per_image:
-            self._buffer = self.xp.empty(step * per_image, self.dtype)
+    def _each_part(self, grid: Array, work: Callable[[slice], Result]) -> list[Result]:
+        """Do work for all images, several parts at once."""
+        count = math.prod(grid.shape[: self.geometry.channel_axis])
+        return each_part(self.xp, count, count * math.prod(self._column_shape), work)
+
+    def _chunks(
+        self, image: Array, grid: Array, part: slice
+    ) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield a few images, grids and room for their columns (n, channel, *kernel, *grid)."""
+        images, grids = self._batch(image)[part], self._batch(grid)[part]
+        step = max(1, MAX_COLUMN_COUNT // math.prod(self._column_shape))
+        room = self.xp.empty((min(step, len(images)), *self._column_shape), self.dtype)
         for start in range(0, len(images), step):
             chunk = images[start : start + step]
-            columns = self._buffer[: len(chunk) * per_image].reshape(
-                channels, *self.geometry.kernel, len(chunk), *self._grid
-            )
-            yield chunk, grids[start : start + step], columns
+            yield chunk, grids[start : start + step], room[: len(chunk)]
 
     def _weights(self, array: Array) -> Array:
         """View weights as (group, grid channels / group, image channels / group * kernel)."""
@@ -293,16 +369,10 @@ class ConvolutionBase(Layer):
         rows: Array = array.reshape(group, len(array) // group, -1)
         return rows
 
-    def _matrix(self, columns: Array) -> Array:
-        """View columns as (group, image channels / group * kernel, n * grid)."""
-        rows = columns.shape[0] * math.prod(self.geometry.kernel) // self.geometry.group
-        return columns.reshape(self.geometry.group, rows, -1)
-
-    def _rows(self, grids: Array) -> Array:
-        """Return (n, grid channels, *grid) as (group, grid channels / group, n * grid)."""
-        group = self.geometry.group
-        rows: Array = grids.swapaxes(0, 1).reshape(group, grids.shape[1] // group, -1)
-        return rows
+    def _matrices(self, array: Array) -> Array:
+        """View columns or grids (n, ..., *grid) as (n, group, rows of a group, area)."""
+        matrices: Array = array.reshape(len(array), self.geometry.group, -1, math.prod(self._grid))
+        return matrices
 
 
 @register("Convolution")
@@ -327,8 +397,7 @@ class Convolution(ConvolutionBase):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         for x, y in zip(bottom, top, strict=True):
-            self._correlate(image=x.data, grid=y.data)
-            self._add_bias(y.data)
+            self._correlate(image=x.data, grid=y.data, bias=self._bias())
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
@@ -406,8 +475,7 @@ class Deconvolution(ConvolutionBase):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         for x, y in zip(bottom, top, strict=True):
-            self._spread(grid=x.data, image=y.data)
-            self._add_bias(y.data)
+            self._spread(grid=x.data, image=y.data, bias=self._bias())
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
@@ -454,7 +522,7 @@ class Im2col(Layer):
                 f"kernel {self.geometry.kernel} does not fit a bottom of shape {shape}"
             )
         top[0].reshape(*shape[:axis], shape[axis] * math.prod(self.geometry.kernel), *grid)
-        self._columns = Columns(self.geometry, image, grid)
+        self._columns = Columns(self.geometry, image, grid, self.xp)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         self._columns.gather(*self._views(bottom[0].data, top[0].data))
@@ -465,9 +533,8 @@ class Im2col(Layer):
             self._columns.scatter(columns, images)
 
     def _views(self, image: Array, top: Array) -> tuple[Array, Array]:
-        """View the two arrays as (n, C, *image) and (C, *kernel, n, *grid)."""
+        """View the two arrays as (n, C, *image) and (n, C, *kernel, *grid)."""
         axis, kernel = self.geometry.channel_axis, self.geometry.kernel
         images = image.reshape(-1, *image.shape[axis:])
-        columns: Array = top.reshape(-1, images.shape[1], *kernel, *top.shape[axis + 1 :])
-        columns = self.xp.moveaxis(columns, 0, 1 + len(kernel))
+        columns = top.reshape(-1, images.shape[1], *kernel, *top.shape[axis + 1 :])
         return images, columns

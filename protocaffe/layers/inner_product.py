@@ -6,6 +6,7 @@ import math
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
+from protocaffe.parallel import add_product, matmul
 
 
 @register("InnerProduct")
@@ -50,7 +51,8 @@ class InnerProduct(Layer):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         y = self._rows(top[0].data, self.num_output)
-        self.xp.matmul(self._rows(bottom[0].data, self.num_input), self._weights().T, out=y)
+        x = self._rows(bottom[0].data, self.num_input)
+        matmul(self.xp, x, self._weights().T, out=y)
         if self.bias_term:
             y += self.blobs[1].data
 
@@ -58,12 +60,13 @@ class InnerProduct(Layer):
         dy = self._rows(top[0].diff, self.num_output)
         if self.param_propagate_down[0]:
             x = self._rows(bottom[0].data, self.num_input)
-            self.blobs[0].diff[...] += x.T @ dy if self.transpose else dy.T @ x
+            a, b = (x, dy) if self.transpose else (dy, x)
+            add_product(self.xp, a.T, b, out=self.blobs[0].diff)
         if self.bias_term and self.param_propagate_down[1]:
             self.blobs[1].diff[...] += dy.sum(axis=0)
         if propagate_down[0]:
             dx = self._rows(bottom[0].diff, self.num_input)
-            self.xp.matmul(dy, self._weights(), out=dx)
+            matmul(self.xp, dy, self._weights(), out=dx)
 
     def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
         return top[0].count * self.num_input

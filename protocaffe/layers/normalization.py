@@ -9,6 +9,7 @@ from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
 from protocaffe.layers.saved import SavedInput
 from protocaffe.layers.windows import window_offsets
+from protocaffe.parallel import each_chunk
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.caffe_pb2 import LRNParameter
 
@@ -99,23 +100,33 @@ class BatchNorm(Layer):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = bottom[0].data.reshape(self._extents), top[0].data.reshape(self._extents)
         self.normalize(x, y)
-        y[...] = self._y
 
     def normalize(self, x: Array, y: Array) -> None:
-        """Set ``self._y`` to what normalization makes of x; y, which may be x, is scratch."""
+        """Set y, which may be x, and ``self._y`` to what normalization makes of x."""
         xp = self.xp
         if self.use_global_stats:
             mean, variance = self.running_statistics()
-            xp.subtract(x, mean[:, None], out=self._y)
         else:
-            mean = x.mean(axis=(0, 2))
-            xp.subtract(x, mean[:, None], out=self._y)
-            xp.multiply(self._y, self._y, out=y)
-            variance = y.mean(axis=(0, 2))
+            mean, variance = xp.empty((2, self.channels), x.dtype)
+        self._deviation = xp.empty_like(mean)
+
+        def work(x: Array, kept: Array, y: Array, *statistics: Array) -> None:
+            mean, variance, deviation = (each[:, None, None] for each in statistics)
+            if not self.use_global_stats:
+                x.mean(axis=(1, 2), keepdims=True, out=mean)
+            xp.subtract(x, mean, out=kept)
+            if not self.use_global_stats:
+                xp.multiply(kept, kept, out=y)
+                y.mean(axis=(1, 2), keepdims=True, out=variance)
+            xp.sqrt(variance + self.eps, out=deviation)
+            kept /= deviation
+            # Layers after this one may overwrite the top in place; backward needs y.
+            y[...] = kept
+
+        arrays = (each.swapaxes(0, 1) for each in (x, self._y, y))
+        each_chunk(xp, work, *arrays, mean, variance, self._deviation)
+        if not self.use_global_stats:
             self.update_running_statistics(mean, variance, x.size // self.channels)
-        self._deviation = xp.sqrt(variance + self.eps)[:, None]
-        # Layers after this one may overwrite the top in place; backward needs y.
-        self._y /= self._deviation
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
@@ -124,11 +135,17 @@ class BatchNorm(Layer):
 
     def normalize_backward(self, dy: Array, dx: Array) -> None:
         """Set dx for the gradient dy of ``self._y``; both may be one array."""
-        if self.use_global_stats:
-            self.xp.divide(dy, self._deviation, out=dx)
-        else:
-            _standardized_backward(self.xp, dy, self._y, (0, 2), dx)
-            dx /= self._deviation
+
+        def work(dy: Array, y: Array, dx: Array, deviation: Array) -> None:
+            deviation = deviation[:, None, None]
+            if self.use_global_stats:
+                self.xp.divide(dy, deviation, out=dx)
+            else:
+                _standardized_backward(self.xp, dy, y, (1, 2), dx)
+                dx /= deviation
+
+        arrays = (each.swapaxes(0, 1) for each in (dy, self._y, dx))
+        each_chunk(self.xp, work, *arrays, self._deviation)
 
     def running_statistics(self) -> tuple[Array, Array]:
         """Return the running mean and variance (C), zeros before the first update."""
@@ -370,21 +387,26 @@ class LRN(Layer):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x = self._x.save(bottom[0], top[0])
-        self._s = self._neighbourhood_mean(x * x)
-        self._s *= self.alpha
-        self._s += self.k
-        self.xp.multiply(x, self._s**-self.beta, out=top[0].data)
+        self._s = self.xp.empty_like(x)
+        each_chunk(self.xp, self._divide, x, self._s, top[0].data)
+
+    def _divide(self, x: Array, s: Array, y: Array) -> None:
+        self.xp.multiply(self._neighbourhood_mean(x * x), self.alpha, out=s)
+        s += self.k
+        self.xp.multiply(x, s**-self.beta, out=y)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        if not propagate_down[0]:
-            return
-        x, dy = self._x.load(bottom[0]), top[0].diff
-        direct = dy * self._s**-self.beta
+        if propagate_down[0]:
+            x = self._x.load(bottom[0])
+            each_chunk(self.xp, self._divide_backward, x, self._s, top[0].diff, bottom[0].diff)
+
+    def _divide_backward(self, x: Array, s: Array, dy: Array, dx: Array) -> None:
+        direct = dy * s**-self.beta
         # y is not read from the top, which a later layer may have overwritten: dy y = direct x.
-        shared = self._neighbourhood_mean(direct * x / self._s)
+        shared = self._neighbourhood_mean(direct * x / s)
         shared *= x
         shared *= 2 * self.alpha * self.beta
-        self.xp.subtract(direct, shared, out=bottom[0].diff)
+        self.xp.subtract(direct, shared, out=dx)
 
     def _neighbourhood_mean(self, values: Array) -> Array:
         for axis, offsets in self._windows.items():

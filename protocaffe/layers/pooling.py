@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,13 @@ import numpy as np
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
 from protocaffe.layers.windows import window_offsets
+from protocaffe.parallel import each_chunk
 from protocaffe.proto.caffe_pb2 import PoolingParameter
 
 Pair = tuple[int, int]
 
 LOWEST = -float(np.finfo(np.float32).max)
 """What an empty window's maximum is: Caffe's -FLT_MAX."""
-
-PART = 1 << 16
-"""How many numbers of the image are pooled at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,59 @@ class PoolingGeometry:
         return cls(method, kernel, stride, pad, extents, (output[0], output[1]))
 
 
+class Phases:
+    """Takes planes apart by the stride, so that window elements are at flat offsets.
+
+    With stride s, phase p of an axis holds places p, p + s, p + 2 s...: the same element of
+    neighbouring windows stands side by side, and element e of all windows is phase e % s from
+    place e // s on. So one operation on flat arrays does all rows at once, many times as fast as
+    one on short rows. What it makes of the ends of rows is cut off at last.
+
+    Attributes:
+        rows, columns: per element of the kernel its phase, and where in the flat array of the
+            phase it begins.
+    """
+
+    def __init__(self, geometry: PoolingGeometry, xp: Any) -> None:
+        self._xp = xp
+        self._output = geometry.output
+        self._extents, self._counts, offsets, elements = [], [], [], []
+        for image, output, kernel, stride, pad in zip(
+            geometry.input,
+            geometry.output,
+            geometry.kernel,
+            geometry.stride,
+            geometry.pad,
+            strict=True,
+        ):
+            extent, phases = output + (kernel - 1) // stride, min(stride, kernel)
+            self._extents.append(extent)
+            self._counts.append(phases)
+            offsets.append(window_offsets(image, extent, phases, stride, pad))
+            elements.append([(e % stride, e // stride) for e in range(kernel)])
+        self._offsets = list(product(*offsets))
+        self.columns = elements[1]
+        self.rows = [(phase, start * self._extents[1]) for phase, start in elements[0]]
+
+    def split(self, x: Array, padding: float) -> Array:
+        """Return x (planes, H, W) as (phases of rows, phases of columns, numbers)."""
+        shape = (*self._counts, len(x), *self._extents)
+        phases: Array = self._xp.full(shape, padding, x.dtype)
+        for row, column in self._offsets:
+            part = phases[row.element, column.element]
+            part[:, row.grid, column.grid] = x[:, row.image, column.image]
+        return phases.reshape(*self._counts, -1)
+
+    def windows(self, numbers: Array) -> Array:
+        """Return the flat numbers, one per window, as (planes, H', W')."""
+        height, width = self._output
+        return numbers.reshape(-1, *self._extents)[:, :height, :width]
+
+
 class PlanePooling:
     """Pools (planes, H, W) arrays, one axis after the other.
 
-    ``forward`` and ``backward`` take and overwrite arrays; ``index`` holds, after a MAX forward,
-    where each maximum was found: h * W + w, or -1 for an empty window.
+    ``forward`` and ``backward`` take and overwrite arrays.
 
     Args:
         geometry: the windows.
@@ -76,6 +123,8 @@ class PlanePooling:
     def __init__(self, geometry: PoolingGeometry, xp: Any, dtype: np.dtype[Any]) -> None:
         self.geometry = geometry
         self._xp = xp
+        self._dtype = dtype
+        self._phases = Phases(geometry, xp)
         self._rows, self._columns = (
             window_offsets(*each)
             for each in zip(
@@ -87,89 +136,90 @@ class PlanePooling:
                 strict=True,
             )
         )
-        heights, widths = (
-            np.minimum(start + kernel, extent + pad) - start
-            for start, kernel, extent, pad in zip(
-                self._starts(), geometry.kernel, geometry.input, geometry.pad, strict=True
-            )
-        )
-        # A window that lies wholly outside the image averages nothing: 0, not 0 / 0.
-        areas = np.maximum(np.outer(heights, widths), 1)
-        self._divisors = xp.asarray(areas.astype(dtype))
-
-    def _starts(self) -> list[np.ndarray[Any, Any]]:
-        geometry = self.geometry
-        return [
+        starts = [
             np.arange(output) * stride - pad
             for output, stride, pad in zip(
                 geometry.output, geometry.stride, geometry.pad, strict=True
             )
         ]
+        heights, widths = (
+            np.minimum(start + kernel, extent + pad) - start
+            for start, kernel, extent, pad in zip(
+                starts, geometry.kernel, geometry.input, geometry.pad, strict=True
+            )
+        )
+        # A window that lies wholly outside the image averages nothing: 0, not 0 / 0.
+        areas = np.maximum(np.outer(heights, widths), 1)
+        self._divisors = xp.asarray(areas.astype(dtype))
+        # A maximum's place is that of its window and that of its element within the window.
+        self._code_type = np.dtype(np.min_scalar_type(math.prod(geometry.kernel)))
+        width, (kernel_h, kernel_w) = geometry.input[1], geometry.kernel
+        self._window_places = xp.asarray(np.add.outer(starts[0] * width, starts[1]), np.int32)
+        elements = np.add.outer(np.arange(kernel_h) * width, np.arange(kernel_w))
+        self._element_places = xp.asarray([-1, *elements.flat], np.int32)
 
     def forward(self, x: Array, y: Array) -> None:
         """Set y to each window's maximum or average."""
         if self.geometry.method == PoolingParameter.AVE:
-            self._average(x, y)
+            each_chunk(self._xp, self._average, x, y)
         else:
-            self._maximum(x, y)
+            self._codes = self._xp.empty(y.shape, self._code_type)
+            each_chunk(self._xp, self._maximum, x, y, self._codes)
 
     def backward(self, dy: Array, dx: Array) -> None:
         """Set dx to what the last forward's windows pass on."""
         if self.geometry.method == PoolingParameter.AVE:
-            self._average_backward(dy, dx)
+            each_chunk(self._xp, self._average_backward, dx, dy)
         else:
-            self._maximum_backward(dy, dx)
+            each_chunk(self._xp, self._maximum_backward, dx, dy, self._codes)
 
-    def _maximum(self, x: Array, y: Array) -> None:
+    def index(self) -> Array:
+        """Return where the last MAX forward found each maximum: h * W + w, or -1 for nowhere."""
+        return self._index(self._codes)
+
+    def _index(self, codes: Array) -> Array:
+        found: Array = self._window_places * (codes > 0)
+        found += self._xp.take(self._element_places, codes)
+        return found
+
+    def _maximum(self, x: Array, y: Array, codes: Array) -> None:
         # The first maximum in row order wins: the first column within each row, then the first
-        # row. NaN never wins.
-        xp = self._xp
-        height, width = self.geometry.input
-        self.index = xp.zeros(y.shape, np.int32)
-        places = xp.arange(1, height * width + 1, dtype=np.int32).reshape(1, height, width)
-        for part in self._parts(len(x)):
-            images, maxima, index = x[part], y[part], self.index[part]
-            best = xp.full((len(images), height, self.geometry.output[1]), LOWEST, x.dtype)
-            where = xp.zeros(best.shape, np.int32)
-            for offset in self._columns:
-                self._keep_greater(
-                    best[:, :, offset.grid],
-                    where[:, :, offset.grid],
-                    images[:, :, offset.image],
-                    places[:, :, offset.image],
-                )
-            maxima[...] = LOWEST
-            for offset in self._rows:
-                self._keep_greater(
-                    maxima[:, offset.grid],
-                    index[:, offset.grid],
-                    best[:, offset.image],
-                    where[:, offset.image],
-                )
-        self.index -= 1
-
-    def _keep_greater(self, best: Array, where: Array, values: Array, places: Array) -> None:
-        # Later places are larger; multiplying by a mask is much faster than copying under one.
-        self._xp.maximum(where, (values > best) * places, out=where)
-        self._xp.fmax(best, values, out=best)
-
-    def _maximum_backward(self, dy: Array, dx: Array) -> None:
-        area = math.prod(self.geometry.input)
-        for part in self._parts(len(dx)):
-            images = dx[part]
-            # Every plane gets one number more, in front, for what empty windows pass on.
-            start = self._xp.arange(len(images)).reshape(-1, 1, 1) * (area + 1) + 1
-            sums = self._xp.bincount(
-                (self.index[part] + start).ravel(),
-                weights=dy[part].ravel(),
-                minlength=len(images) * (area + 1),
+        # row. NaN never wins. Codes count the window's elements from 1; 0 is for none.
+        number, width = self._code_type.type, self.geometry.kernel[1]
+        rows = [
+            self._greatest(
+                (row[phase, start:], number(element))
+                for element, (phase, start) in enumerate(self._phases.columns, 1)
             )
-            images[...] = sums.reshape(-1, area + 1)[:, 1:].reshape(images.shape)
+            for row in self._phases.split(x, LOWEST)
+        ]
+        best, code = self._greatest(
+            (rows[phase][0][start:], rows[phase][1][start:] + number(element * width))
+            for element, (phase, start) in enumerate(self._phases.rows)
+        )
+        y[...] = self._phases.windows(best)
+        codes[...] = self._phases.windows(code)
 
-    def _parts(self, planes: int) -> list[slice]:
-        """Cut the planes into parts whose numbers stay in the cache."""
-        step = max(1, PART // math.prod(self.geometry.input))
-        return [slice(start, start + step) for start in range(0, planes, step)]
+    def _greatest(self, candidates: Iterable[tuple[Array, Any]]) -> tuple[Array, Array]:
+        """Return the greatest of candidates and its code; both arrays may end early."""
+        xp, (first, *others) = self._xp, candidates
+        best = xp.fmax(first[0], self._dtype.type(LOWEST))
+        where = (first[0] > LOWEST) * first[1]
+        for values, code in others:
+            end = len(values)
+            # Later codes are larger; a product is much faster than a copy under a mask.
+            xp.maximum(where[:end], (values > best[:end]) * code, out=where[:end])
+            xp.fmax(best[:end], values, out=best[:end])
+        return best, where
+
+    def _maximum_backward(self, dx: Array, dy: Array, codes: Array) -> None:
+        area = math.prod(self.geometry.input)
+        # Every plane gets one number more, in front, for what empty windows pass on.
+        start = self._xp.arange(len(dx)).reshape(-1, 1, 1) * (area + 1) + 1
+        sums = self._xp.bincount(
+            (self._index(codes) + start).ravel(), weights=dy.ravel(), minlength=len(dx) * (area + 1)
+        )
+        dx[...] = sums.reshape(-1, area + 1)[:, 1:].reshape(dx.shape)
 
     def _average(self, x: Array, y: Array) -> None:
         if self.geometry.kernel == self.geometry.input and self.geometry.pad == (0, 0):
@@ -185,7 +235,7 @@ class PlanePooling:
             y[:, offset.grid] += sums[:, offset.image]
         y /= self._divisors
 
-    def _average_backward(self, dy: Array, dx: Array) -> None:
+    def _average_backward(self, dx: Array, dy: Array) -> None:
         share = dy / self._divisors
         sums = self._xp.zeros((len(dx), dx.shape[1], self.geometry.output[1]), dx.dtype)
         for offset in self._rows:
@@ -274,7 +324,7 @@ class Pooling(Layer):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         self._planes.forward(_planes(bottom[0].data), _planes(top[0].data))
         if len(top) > 1:
-            _planes(top[1].data)[...] = self._planes.index
+            _planes(top[1].data)[...] = self._planes.index()
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:

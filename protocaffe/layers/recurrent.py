@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Bounds, Layer, register
+from protocaffe.parallel import add_product, matmul
 
 
 class Cell:
@@ -187,20 +188,21 @@ class Recurrent(Layer):
         d_inputs = self.unroll_backward(top[0].diff)
         rows = d_inputs.reshape(-1, d_inputs.shape[2])
         x = bottom[0].data.reshape(len(rows), -1)
-        self._x_weights.diff[...] += rows.T @ x
+        add_product(self.xp, rows.T, x, out=self._x_weights.diff)
         self._bias.diff[...] += rows.sum(axis=0)
-        self._h_weights.diff[...] += rows.T @ self._h_prev.reshape(len(rows), -1)
+        h_prev = self._h_prev.reshape(len(rows), -1)
+        add_product(self.xp, rows.T, h_prev, out=self._h_weights.diff)
         if propagate_down[0]:
-            self.xp.matmul(rows, self._x_weights.data, out=bottom[0].diff.reshape(x.shape))
+            matmul(self.xp, rows, self._x_weights.data, out=bottom[0].diff.reshape(x.shape))
         if self.has_static:
             self._static_backward(d_inputs.sum(axis=0), propagate_down[2], bottom[2])
 
     def _static_backward(self, gradient: Array, wanted: bool, bottom: Blob) -> None:
         static = bottom.data.reshape(len(gradient), -1)
-        self._static_weights.diff[...] += gradient.T @ static
+        add_product(self.xp, gradient.T, static, out=self._static_weights.diff)
         if wanted:
             weights = self._static_weights.data
-            self.xp.matmul(gradient, weights, out=bottom.diff.reshape(static.shape))
+            matmul(self.xp, gradient, weights, out=bottom.diff.reshape(static.shape))
 
     def multiply_adds(self, bottom: list[Blob], top: list[Blob]) -> int:
         every_step = sum(blob.count for blob in self.blobs if blob.num_axes == 2)
@@ -233,12 +235,13 @@ class Recurrent(Layer):
 
     def _project(self, bottom: list[Blob]) -> Array:
         steps, streams = bottom[1].shape
-        rows = bottom[0].data.reshape(steps * streams, -1) @ self._x_weights.data.T
+        x = bottom[0].data.reshape(steps * streams, -1)
+        rows = matmul(self.xp, x, self._x_weights.data.T)
         rows += self._bias.data
         inputs: Array = rows.reshape(steps, streams, -1)
         if self.has_static:
             static = bottom[2].data.reshape(streams, -1)
-            inputs += static @ self._static_weights.data.T
+            inputs += matmul(self.xp, static, self._static_weights.data.T)
         return inputs
 
 
@@ -277,7 +280,8 @@ class LSTM(Recurrent):
         self._cells: list[Cell] = []
         for step, cont in enumerate(self._cont):
             self.xp.multiply(cont, h, out=self._h_prev[step])
-            cell = Cell(self.xp, inputs[step] + self._h_prev[step] @ weights, c, cont)
+            gates = inputs[step] + matmul(self.xp, self._h_prev[step], weights)
+            cell = Cell(self.xp, gates, c, cont)
             self._cells.append(cell)
             h, c = cell.h, cell.c
             output[step] = h
@@ -289,7 +293,7 @@ class LSTM(Recurrent):
         dh = dc = self.xp.zeros(d_output.shape[1:], self.dtype)
         for step in reversed(range(self.steps)):
             d_inputs[step], dc = self._cells[step].backward(dc, d_output[step] + dh)
-            dh = self._cont[step] * (d_inputs[step] @ weights)
+            dh = self._cont[step] * matmul(self.xp, d_inputs[step], weights)
         return d_inputs
 
 
@@ -333,22 +337,22 @@ class RNN(Recurrent):
         h = initial[0]
         for step, cont in enumerate(self._cont):
             xp.multiply(cont, h, out=self._h_prev[step])
-            h = xp.tanh(inputs[step] + self._h_prev[step] @ weights)
+            h = xp.tanh(inputs[step] + matmul(xp, self._h_prev[step], weights))
             self._h[step] = h
-        xp.tanh(self._h @ self._out_weights.data.T + self._out_bias.data, out=output)
+        xp.tanh(matmul(xp, self._h, self._out_weights.data.T) + self._out_bias.data, out=output)
         self._output = output.copy()
         return [h]
 
     def unroll_backward(self, d_output: Array) -> Array:
         d = self.num_output
         rows = (d_output * (1 - self._output**2)).reshape(-1, d)
-        self._out_weights.diff[...] += rows.T @ self._h.reshape(-1, d)
+        add_product(self.xp, rows.T, self._h.reshape(-1, d), out=self._out_weights.diff)
         self._out_bias.diff[...] += rows.sum(axis=0)
-        d_hidden = (rows @ self._out_weights.data).reshape(d_output.shape)
+        d_hidden = matmul(self.xp, rows, self._out_weights.data).reshape(d_output.shape)
         weights = self._h_weights.data
         d_inputs: Array = self.xp.empty(d_output.shape, self.dtype)
         dh = self.xp.zeros(d_output.shape[1:], self.dtype)
         for step in reversed(range(self.steps)):
             d_inputs[step] = (d_hidden[step] + dh) * (1 - self._h[step] ** 2)
-            dh = self._cont[step] * (d_inputs[step] @ weights)
+            dh = self._cont[step] * matmul(self.xp, d_inputs[step], weights)
         return d_inputs

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 from protocaffe.blob import Array, Blob
 from protocaffe.layers.base import Layer, register
 from protocaffe.layers.saved import SavedInput
+from protocaffe.parallel import each_chunk
 from protocaffe.proto.caffe_pb2 import BiasParameter, FillerParameter, ScaleParameter
 
 
@@ -75,14 +77,25 @@ class SpreadOperand(Layer):
         return operand.reshape(1, -1, 1)
 
     def add_operand_diff(
-        self, gradient: Array, bottom: list[Blob], propagate_down: list[bool]
+        self, factors: list[Array], bottom: list[Blob], propagate_down: list[bool]
     ) -> None:
-        """Hand the operand's gradient, summed over what it was spread over, to its owner."""
+        """Hand the operand's gradient, the sum of the factors' products, to its owner."""
         if len(bottom) > 1:
             if propagate_down[1]:
-                bottom[1].diff[...] = gradient.sum(axis=(0, 2)).reshape(bottom[1].shape)
+                bottom[1].diff[...] = self.summed(factors).reshape(bottom[1].shape)
         elif self.param_propagate_down[0]:
-            self.blobs[0].diff[...] += gradient.sum(axis=(0, 2)).reshape(self.blobs[0].shape)
+            self.blobs[0].diff[...] += self.summed(factors).reshape(self.blobs[0].shape)
+
+    def summed(self, factors: list[Array]) -> Array:
+        """Return the sum of the factors' products over what the operand was spread over."""
+        sums: Array = self.xp.empty(self.extents[1], self.dtype)
+
+        def work(*arrays: Array) -> None:
+            *parts, total = arrays
+            reduce(self.xp.multiply, parts).sum(axis=(1, 2), out=total)
+
+        each_chunk(self.xp, work, *(self.view(each).swapaxes(0, 1) for each in factors), sums)
+        return sums
 
 
 @register("Bias")
@@ -105,7 +118,7 @@ class Bias(SpreadOperand):
         self.xp.add(self.view(bottom[0].data), b, out=self.view(top[0].data))
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        self.add_operand_diff(self.view(top[0].diff), bottom, propagate_down)
+        self.add_operand_diff([top[0].diff], bottom, propagate_down)
         if propagate_down[0] and top[0] is not bottom[0]:
             bottom[0].diff[...] = top[0].diff
 
@@ -141,23 +154,33 @@ class Scale(SpreadOperand):
             )
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x, y = self._x.save(bottom[0], top[0]), self.view(top[0].data)
-        self.xp.multiply(self.view(x), self.spread(self.operand(bottom).data), out=y)
-        if self.bias_term:
-            y += self.spread(self.blobs[-1].data)
+        x = self._x.save(bottom[0], top[0])
+        a = self.spread(self.operand(bottom).data)
+        b = self.spread(self.blobs[-1].data) if self.bias_term else None
+
+        def work(x: Array, y: Array) -> None:
+            self.xp.multiply(x, a, out=y)
+            if b is not None:
+                y += b
+
+        each_chunk(self.xp, work, self.view(x), self.view(top[0].data))
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        dy = self.view(top[0].diff)
+        dy = top[0].diff
         if self.bias_term and self.param_propagate_down[-1]:
             bias = self.blobs[-1]
-            bias.diff[...] += dy.sum(axis=(0, 2)).reshape(bias.shape)
+            bias.diff[...] += self.summed([dy]).reshape(bias.shape)
         learned = len(bottom) == 1
         if self.param_propagate_down[0] if learned else propagate_down[1]:
-            gradient = dy * self.view(self._x.load(bottom[0]))
-            self.add_operand_diff(gradient, bottom, propagate_down)
+            self.add_operand_diff([dy, self._x.load(bottom[0])], bottom, propagate_down)
         if propagate_down[0]:
             a = self.spread(self.operand(bottom).data)
-            self.xp.multiply(dy, a, out=self.view(bottom[0].diff))
+            each_chunk(
+                self.xp,
+                lambda dy, dx: self.xp.multiply(dy, a, out=dx),
+                self.view(dy),
+                self.view(bottom[0].diff),
+            )
 
 
 @register("Axpy")
