@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from protocaffe.blob import Blob, Storage
 from protocaffe.graph import Node, merge_state
 from protocaffe.layers import Layer
 from protocaffe.layers.convolution import Convolution, Deconvolution, Im2col
+from protocaffe.layers.detection import PriorBox
+from protocaffe.layers.inner_product import InnerProduct
 from protocaffe.layers.normalization import LRN
+from protocaffe.layers.permutation import Permute, Reorg
 from protocaffe.layers.pooling import Pooling
-from protocaffe.layers.shape import Crop
+from protocaffe.layers.resize import Interp, Unpool, Upsample
+from protocaffe.layers.roi import RegionPooling
+from protocaffe.layers.shape import Crop, Flatten, Reshape
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import read_net
 from protocaffe.proto.upgrade import upgrade_net
@@ -223,16 +228,24 @@ class _Names:
 
 @dataclass(frozen=True)
 class _Field:
-    """Per image axis: how many input pixels a value sees, and by how many neighbours differ."""
+    """What a value sees of the input, per image axis.
+
+    Attributes:
+        size: how many input pixels.
+        jump: by how many of them neighbours differ.
+        extents: how many values there were when the axes were last those of an image: Flatten
+            and its like take the axes away, but each value still sees its own part.
+    """
 
     size: tuple[Fraction, ...]
     jump: tuple[Fraction, ...]
+    extents: tuple[int, ...]
 
     def seen_through(self, window: Sequence[int], stride: Sequence[Fraction]) -> _Field:
         """Return the field of a value that looks at ``window`` values of this field."""
         size = (s + (w - 1) * j for s, w, j in zip(self.size, window, self.jump, strict=True))
         jump = (j * step for j, step in zip(self.jump, stride, strict=True))
-        return _Field(tuple(size), tuple(jump))
+        return _Field(tuple(size), tuple(jump), self.extents)
 
 
 class _ReceptiveFields:
@@ -251,33 +264,63 @@ class _ReceptiveFields:
 
     def _field(self, layer: Layer, bottoms: list[Blob], tops: list[Blob]) -> _Field | None:
         if not bottoms:
-            ones = (Fraction(1),) * (tops[0].num_axes - 2)
-            return _Field(ones, ones) if ones else None
-        sources = bottoms[:1] if isinstance(layer, Crop) else bottoms
+            extents = tops[0].shape[2:]
+            ones = (Fraction(1),) * len(extents)
+            return _Field(ones, ones, extents) if ones else None
+        sources = bottoms[:1] if isinstance(layer, (Crop, RegionPooling)) else bottoms
         below = [self._fields[blob] for blob in sources if blob in self._fields]
-        if not below or not tops or len({len(each.size) for each in below}) > 1:
+        if (
+            isinstance(layer, PriorBox)
+            or not below
+            or not tops
+            or len({len(each.size) for each in below}) > 1
+        ):
             return None
-        widest = max(below, key=lambda field: field.size)
-        window = _window(layer, bottoms[0], tops[0])
-        return widest.seen_through(*window) if window else widest
+        field = max(below, key=lambda field: field.size)
+        window = _window(layer, field, bottoms[0], tops[0])
+        if window and len(window[0]) != len(field.size):
+            return None
+        field = field.seen_through(*window) if window else field
+        if isinstance(layer, REARRANGING) or tops[0].num_axes != len(field.size) + 2:
+            return field
+        return replace(field, extents=tops[0].shape[2:])
+
+
+REARRANGING = (Flatten, Reshape, Permute)
+"""Layers that give other axes to values, and change none."""
 
 
 def _window(
-    layer: Layer, bottom: Blob, top: Blob
+    layer: Layer, field: _Field, bottom: Blob, top: Blob
 ) -> tuple[Sequence[int], Sequence[Fraction]] | None:
     """Return how many values per axis a top value looks at, and the steps between windows."""
-    extents = bottom.shape[2:]
+    axes = len(field.extents)
+    ones = [1] * axes
     if isinstance(layer, (Convolution, Im2col, Deconvolution)):
-        geometry = layer.geometry
-        sizes = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
-        if isinstance(layer, Deconvolution):
-            windows = [-(-size // s) for size, s in zip(sizes, geometry.stride, strict=True)]
-            return windows, [Fraction(1, s) for s in geometry.stride]
-        return sizes, [Fraction(s) for s in geometry.stride]
+        return _convolution_window(layer)
     if isinstance(layer, Pooling):
         return layer.geometry.kernel, [Fraction(s) for s in layer.geometry.stride]
     if isinstance(layer, LRN) and layer.region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
         return (layer.size, layer.size), (Fraction(1), Fraction(1))
-    if extents and top.num_axes != bottom.num_axes:  # it mixes the whole image
-        return extents, [Fraction(1)] * len(extents)
+    if isinstance(layer, (Upsample, Unpool, Reorg)):
+        ratios = zip(bottom.shape[2:], top.shape[2:], strict=True)
+        return ones, [Fraction(b // t) if b > t else Fraction(1, -(-t // b)) for b, t in ratios]
+    if isinstance(layer, Interp):
+        ratios = [*zip(bottom.shape[2:], top.shape[2:], strict=True)]
+        steps = [Fraction(max(b - 1, 1), max(t - 1, 1)) for b, t in ratios]
+        return [1 if b in (1, t) else 2 for b, t in ratios], steps
+    mixing = bottom.num_axes == axes + 2 != top.num_axes and not isinstance(layer, REARRANGING)
+    if mixing or isinstance(layer, (InnerProduct, RegionPooling)):
+        return field.extents, [Fraction(1)] * axes
     return None
+
+
+def _convolution_window(
+    layer: Convolution | Im2col | Deconvolution,
+) -> tuple[Sequence[int], Sequence[Fraction]]:
+    geometry = layer.geometry
+    sizes = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
+    if not isinstance(layer, Deconvolution):
+        return sizes, [Fraction(s) for s in geometry.stride]
+    windows = [-(-size // s) for size, s in zip(sizes, geometry.stride, strict=True)]
+    return windows, [Fraction(1, s) for s in geometry.stride]

@@ -98,12 +98,55 @@ def test_multiply_adds_of_a_recurrent_layer():
         ('type: "InnerProduct" inner_product_param { num_output: 1 }', 20),
         ('type: "LRN" lrn_param { norm_region: WITHIN_CHANNEL local_size: 7 }', 7),
         ('type: "LRN" lrn_param { local_size: 5 }', 1),
+        ('type: "Flatten"', 1),
+        ('type: "Interp" interp_param { zoom_factor: 2 }', 2),
         ('type: "Deconvolution" convolution_param { num_output: 1 kernel_size: 5 stride: 2 }', 3),
     ],
 )
 def test_receptive_field_of_a_layer(layers, field):
     found = one_layer(f'layer {{ name: "x" bottom: "data" top: "x" {layers} }}')
     assert found.receptive_field == (field, field)
+
+
+def test_receptive_fields_behind_layers_that_rearrange():
+    """A head of SSD: values without image axes still see their own part of the image."""
+    summary = summarize(
+        parse_text(
+            INPUT % "dim: 2 dim: 3 dim: 20 dim: 20"
+            + """
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 6 kernel_size: 3 stride: 2 } }
+layer { name: "perm" type: "Permute" bottom: "conv" top: "perm"
+  permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "flat" type: "Flatten" bottom: "perm" top: "flat" }
+layer { name: "rows" type: "Reshape" bottom: "flat" top: "rows"
+  reshape_param { shape { dim: 0 dim: -1 dim: 3 } } }
+layer { name: "soft" type: "Softmax" bottom: "rows" top: "soft" softmax_param { axis: 2 } }
+layer { name: "again" type: "Flatten" bottom: "soft" top: "again" }
+layer { name: "ip" type: "InnerProduct" bottom: "again" top: "ip"
+  inner_product_param { num_output: 2 } }
+layer { name: "prior" type: "PriorBox" bottom: "conv" bottom: "data" top: "prior"
+  prior_box_param { min_size: 3 } }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" top: "mask"
+  pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "up" type: "Upsample" bottom: "pool" bottom: "mask" top: "up"
+  upsample_param { pad_out_h: 1 pad_out_w: 1 } }
+layer { name: "conv2" type: "Convolution" bottom: "up" top: "conv2"
+  convolution_param { num_output: 6 kernel_size: 3 } }
+""",
+            caffe_pb2.NetParameter(),
+        )
+    )
+    found = {layer.name: layer.receptive_field for layer in summary.layers}
+    assert {name: found[name] and found[name][0] for name in found} == {
+        **dict.fromkeys(["conv", "perm", "flat", "rows", "soft", "again"], 3),
+        "data": 1,
+        "ip": 19,
+        "prior": None,
+        "pool": 5,
+        "up": 5,
+        "conv2": 9,
+    }
 
 
 def test_receptive_fields_of_a_published_net():

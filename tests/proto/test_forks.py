@@ -57,6 +57,8 @@ def test_what_makes_no_difference_here_is_accepted():
             backward_math: DOUBLE cudnn_math_override: 1 debug: true engine: "MKL2017"
             convolution_param { engine: MKLDNN conv_algos_override: "0,1,1"
                 conv_algorithm: "auto" cudnn_convolution_algo_seeker: FINDEX } }
+        layer { data_param { threads: 4 parser_threads: 2 cache: true }
+            transform_param { use_gpu_transform: true } dropout_param { engine: CUDNN } }
         layer { pooling_param { engine: MKL2017 } lrn_param { engine: MKL2017 }
             relu_param { engine: MKLDNN } concat_param { engine: MKLDNN }
             eltwise_param { engine: MKL2017 } inner_product_param { engine: MKLDNN }
