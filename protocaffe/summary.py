@@ -295,20 +295,15 @@ def _window(
 ) -> tuple[Sequence[int], Sequence[Fraction]] | None:
     """Return how many values per axis a top value looks at, and the steps between windows."""
     axes = len(field.extents)
-    ones = [1] * axes
     if isinstance(layer, (Convolution, Im2col, Deconvolution)):
         return _convolution_window(layer)
     if isinstance(layer, Pooling):
         return layer.geometry.kernel, [Fraction(s) for s in layer.geometry.stride]
     if isinstance(layer, LRN) and layer.region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
         return (layer.size, layer.size), (Fraction(1), Fraction(1))
-    if isinstance(layer, (Upsample, Unpool, Reorg)):
-        ratios = zip(bottom.shape[2:], top.shape[2:], strict=True)
-        return ones, [Fraction(b // t) if b > t else Fraction(1, -(-t // b)) for b, t in ratios]
-    if isinstance(layer, Interp):
-        ratios = [*zip(bottom.shape[2:], top.shape[2:], strict=True)]
-        steps = [Fraction(max(b - 1, 1), max(t - 1, 1)) for b, t in ratios]
-        return [1 if b in (1, t) else 2 for b, t in ratios], steps
+    if isinstance(layer, (Upsample, Unpool, Reorg, Interp)):
+        extents = zip(bottom.shape[2:], top.shape[2:], strict=True)
+        return _resizing_window([*extents], smooth=isinstance(layer, Interp))
     mixing = bottom.num_axes == axes + 2 != top.num_axes and not isinstance(layer, REARRANGING)
     if mixing or isinstance(layer, (InnerProduct, RegionPooling)):
         return field.extents, [Fraction(1)] * axes
@@ -324,3 +319,19 @@ def _convolution_window(
         return sizes, [Fraction(s) for s in geometry.stride]
     windows = [-(-size // s) for size, s in zip(sizes, geometry.stride, strict=True)]
     return windows, [Fraction(1, s) for s in geometry.stride]
+
+
+def _resizing_window(
+    extents: Sequence[tuple[int, int]], smooth: bool
+) -> tuple[Sequence[int], Sequence[Fraction]]:
+    """Return that of a layer which makes one extent of another, per axis.
+
+    Args:
+        extents: the bottom's and the top's.
+        smooth: whether values lie between two of the bottom's, corner on corner.
+    """
+    if smooth:
+        steps = [Fraction(max(b - 1, 1), max(t - 1, 1)) for b, t in extents]
+        return [1 if b in (1, t) else 2 for b, t in extents], steps
+    steps = [Fraction(b // t) if b > t else Fraction(1, -(-t // b)) for b, t in extents]
+    return [1] * len(steps), steps
