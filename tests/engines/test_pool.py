@@ -105,6 +105,28 @@ def test_results_are_the_same_to_the_last_bit(precision: str) -> None:
                 assert (one.diff == other.diff).all(), name
 
 
+def test_loss_weights_stay_from_pass_to_pass() -> None:
+    conv = "convolution_param { num_output: 34 kernel_size: 3 }"
+    pool = "pooling_param { kernel_size: 3 stride: 3 } loss_weight: 0.1"
+    text = f"""
+        layer {{ name: "x" type: "Input" top: "x"
+                input_param {{ shape {{ dim: 3 dim: 17 dim: 9 dim: 9 }} }} }}
+        layer {{ name: "c" type: "Convolution" bottom: "x" top: "c" {conv} }}
+        layer {{ name: "p" type: "Pooling" bottom: "c" top: "p" {pool} }}
+        layer {{ name: "s" type: "Swish" bottom: "c" top: "s" }}
+        layer {{ name: "sum" type: "Reduction" bottom: "s" top: "sum" loss_weight: 1 }}"""
+    nets = [make(False, text=text), make(True, text=text)]
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = rng.standard_normal(nets[0].blobs["x"].shape)
+        for net in nets:
+            net.blobs["x"].data[...] = x
+            net.run_forward()
+            net.run_backward()
+        one, other = (net.params["c"][0].diff for net in nets)
+        assert (one == other).all()
+
+
 class Batches(Layer):
     """A source whose batches have other sizes from time to time."""
 

@@ -560,6 +560,8 @@ class OneDnnPlan(Plan):
             for top in node.tops:
                 if self.next_reader(node, top) is None:
                     self._note_uses((), [top.data_storage, top.diff_storage], last)
+                    # A loss weight stands there from one pass to the next.
+                    self._note_uses((), [top.diff_storage], 0)
             storages[0].update((id(each), each) for each in data)
             storages[1].update((id(each), each) for each in diffs)
         self.pool.place()
