@@ -44,7 +44,7 @@ class Action(enum.Enum):
     """What somebody outside asks of a running solver."""
 
     NONE = "go on"
-    STOP = "stop after this iteration"
+    STOP = "stop after this iteration, or in the test that runs"
     SNAPSHOT = "write a snapshot and go on"
 
 
@@ -70,7 +70,8 @@ class Solver:
         smoothed_loss: mean of the last ``average_loss`` losses.
         history: what the update rule remembers: one blob per learnable parameter, then perhaps
             a second one for each (:attr:`history_sets`).
-        get_action: asked after every iteration; see :class:`Action`.
+        get_action: asked after every iteration and before every batch of a test; see
+            :class:`Action`.
 
     Raises:
         SolverError: settings that contradict each other or miss something.
@@ -139,8 +140,9 @@ class Solver:
         if resume is not None:
             log.info("Restoring previous solver status from %s", resume)
             self.restore(resume)
+        if self.param.snapshot_after_train:
+            check_writable(self._prefix)
         start = self.iter
-        self._stop_requested = False
         self.step(self.param.max_iter - self.iter)
         fresh = self.param.snapshot and self.iter % self.param.snapshot == 0 and self.iter != start
         if self.param.snapshot_after_train and not fresh:
@@ -154,13 +156,13 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Run a number of iterations, fewer if a stop is asked for."""
         stop = self.iter + iterations
+        self._stop_requested = False
         self._losses.clear()
         self._losses.extend(self._restored_losses)
         self._restored_losses = []
         self._shown = (time.perf_counter(), self.iter)
         while self.iter < stop and not self._stop_requested:
             self._iterate()
-            self._answer_request()
 
     def apply_update(self) -> None:
         """Subtract the update of this iteration from every parameter, and show the rate.
@@ -255,6 +257,8 @@ class Solver:
             self.iter > 0 or self.param.test_initialization
         ):
             self.test_all()
+            if self._stop_requested:
+                return
         for before, _ in self._callbacks:
             if before:
                 before()
@@ -272,10 +276,12 @@ class Solver:
                 after()
         self.apply_update()
         self.iter += 1
+        self._answer_request(self._is_due(self.param.snapshot))
 
-    def _answer_request(self) -> None:
+    def _answer_request(self, snapshot: bool = False) -> None:
+        """Do what is asked for from outside, and write a snapshot if one is due anyway."""
         action = self.get_action()
-        if self._is_due(self.param.snapshot) or action is Action.SNAPSHOT:
+        if snapshot or action is Action.SNAPSHOT:
             try:
                 self.snapshot()
             except FileError as error:
@@ -336,6 +342,8 @@ class Solver:
         """Run every test net for its ``test_iter`` batches and show the mean outputs."""
         for index in range(len(self.test_nets)):
             self._test(index)
+            if self._stop_requested:
+                break
 
     def _test(self, index: int) -> None:
         log.info("Iteration %d, Testing net (#%d)", self.iter, index)
@@ -343,6 +351,10 @@ class Solver:
         sums: list[np.ndarray] = []
         loss = 0.0
         for _ in range(batches):
+            self._answer_request()
+            if self._stop_requested:
+                log.info("Test interrupted.")
+                return
             loss += net.run_forward()
             outputs = [net.blobs[name].data.ravel().astype(np.float64) for name in net.outputs]
             sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else outputs

@@ -288,6 +288,30 @@ def test_a_request_stops_after_the_iteration(tmp_path: Path) -> None:
     assert (tmp_path / "tiny_iter_3.solverstate").exists()
 
 
+def test_a_request_stops_a_test_and_one_for_a_snapshot_does_not(tmp_path: Path) -> None:
+    fields = {"test_iter": [5, 5], "test_interval": 2, "snapshot_after_train": True}
+    solver = get_solver(settings(**fields, snapshot_prefix=str(tmp_path / "tiny")))
+    asked = iter([Action.SNAPSHOT] + [Action.NONE] * 13 + [Action.STOP])
+    solver.get_action = lambda: next(asked)
+    solver.solve()
+    assert solver.iter == 2
+    assert sorted(path.name for path in tmp_path.glob("*.solverstate")) == [
+        "tiny_iter_0.solverstate",
+        "tiny_iter_2.solverstate",
+    ]
+    solver.get_action = lambda: Action.NONE
+    solver.step(1)
+    assert solver.iter == 3
+
+
+def test_no_training_is_done_whose_result_cannot_be_written(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "nosuch" / "tiny")
+    solver = get_solver(settings(snapshot_after_train=True, snapshot_prefix=prefix))
+    with pytest.raises(SolverError, match="create the folder"):
+        solver.solve()
+    assert solver.iter == 0
+
+
 def test_callbacks_run_around_every_iteration() -> None:
     solver = get_solver(settings())
     seen: list[str] = []
