@@ -25,6 +25,7 @@ from protocaffe.proto.files import StrPath, missing_file, read_bytes
 from protocaffe.proto.text import read_net, read_text
 from protocaffe.scaffold import DATA_LAYERS
 from protocaffe.zoo.catalogue import (
+    CROP_MARGIN,
     PUBLISHED_MEANS,
     README,
     find_model,
@@ -34,6 +35,8 @@ from protocaffe.zoo.catalogue import (
 from protocaffe.zoo.download import weights_path
 
 LABELS = "labels.txt"
+LARGE = 64
+"""Crops of more pixels per side than this are taken out of photos, not out of drawings."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ def find_files(model: str) -> ModelFiles:
         database = find_named(data.data_param.source, folder)
         if database is not None:
             places.insert(0, database)
-            if files.transform.crop_size:
-                files.size = _stored_size(database, data)
+        files.size = _stored_size(data, database)
     files.labels = next((each / LABELS for each in places if (each / LABELS).is_file()), None)
     return files
 
@@ -124,7 +126,22 @@ def _find_mean(transform: TransformationParameter, folder: Path) -> None:
         transform.ClearField("mean_file")
 
 
-def _stored_size(path: Path, data: LayerParameter) -> tuple[int, int] | None:
+def _stored_size(data: LayerParameter, database: Path | None) -> tuple[int, int] | None:
+    """Return height and width of the images that crops are taken from; None if it is not known.
+
+    Of a mean image the size counts anyway. Large crops are from images that are larger still.
+    """
+    crop, images = data.transform_param.crop_size, data.image_data_param
+    if not crop or data.transform_param.mean_file:
+        return None
+    if images.new_height and images.new_width:
+        return images.new_height, images.new_width
+    if database is not None:
+        return _first_size(database, data)
+    return (round(crop * CROP_MARGIN),) * 2 if crop > LARGE else None
+
+
+def _first_size(path: Path, data: LayerParameter) -> tuple[int, int] | None:
     """Return height and width of a database's first image; None if it cannot be read."""
     backend = caffe_pb2.DataParameter.DB.Name(data.data_param.backend)
     try:

@@ -206,6 +206,7 @@ def test_a_shipped_model_works_from_anywhere(tmp_path, monkeypatch, image):
 def test_a_published_mean_that_is_not_at_hand():
     transform = find_files("bvlc_alexnet").transform
     assert list(transform.mean_value) == [104, 117, 123]
+    assert find_files("resnet50").size == find_files("finetune_flickr_style").size == (256, 256)
     assert not transform.mean_file
 
 

@@ -5,8 +5,8 @@ deploy.prototxt and, as far as they are there, train_val.prototxt (mean and scal
 are used), labels.txt (or that in the test database) and a caffemodel (the newest); or the name of
 a model of the zoo; or a deploy prototxt, for which --weights is needed and --mean, --scale and
 --labels tell the rest. Images get the size of those in the test database or of the
-mean image, as far as that is there; then the centre is cut out. Without either, they get the size
-of the net's input.
+mean image, as far as that is there, or a seventh more than a large net's input; then the centre is
+cut out.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _classifier(flags: Namespace) -> ImageClassifier:
     weights, labels = flags.weights or files.weights, flags.labels or files.labels
     if not weights:
         raise UsageError(
-            f"there are no weights beside '{files.deploy}'; name them with --weights (protocaffe "
-            f"zoo download gets those of models of the zoo)"
+            f"there are no weights beside '{files.deploy}'; name them with --weights "
+            f"('protocaffe zoo download' gets published ones, readme.md tells how to train others)"
         )
     if flags.mean:
         add_mean(files.transform, flags.mean)

@@ -16,10 +16,8 @@ from protocaffe.log import log
 from protocaffe.proto.binary import blob_to_array, read_binary
 from protocaffe.proto.caffe_pb2 import BlobProto, TransformationParameter
 from protocaffe.proto.stored import stored_layers
-from protocaffe.zoo.catalogue import PUBLISHED_MEANS, find_named
+from protocaffe.zoo.catalogue import CROP_MARGIN, PUBLISHED_MEANS, find_named
 
-MARGIN = 8 / 7
-"""Images are made this much larger than the crops taken from them: 256 for crops of 224."""
 LARGE = 64
 """Images of more pixels per side than this are stored as JPEG files, to save space."""
 
@@ -95,7 +93,7 @@ def choose_preparation(
     elif image and min(image[1].shape[1:]) >= size[0]:
         stored = image[1].shape[1], image[1].shape[2]
     else:
-        stored = round(size[0] * MARGIN), round(size[1] * MARGIN)
+        stored = round(size[0] * CROP_MARGIN), round(size[1] * CROP_MARGIN)
     transform = TransformationParameter()
     if crops:
         transform.crop_size = size[0]

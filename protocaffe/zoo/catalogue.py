@@ -21,6 +21,8 @@ FENCE = "---"
 SHIPPED = ("*.prototxt", README)
 """What belongs to a model; the rest of its folder is what training and downloads write."""
 
+CROP_MARGIN = 8 / 7
+"""Images are made this much larger than the crops taken from them: 256 for crops of 224."""
 PUBLISHED_MEANS = {"imagenet_mean.binaryproto": (104.0, 117.0, 123.0)}
 """What mean images that are not at hand are known to come to, per channel (BGR)."""
 
