@@ -60,10 +60,12 @@ class Worker:
     other side is timed on.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], threads: int, python: str = sys.executable
+    ) -> None:
         self.module = module
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.PIPE,
@@ -103,9 +105,11 @@ class Worker:
 
 
 @contextmanager
-def started(module: str, arguments: Sequence[str], threads: int) -> Iterator[Worker]:
-    """Start a worker and end it afterwards."""
-    worker = Worker(module, arguments, threads)
+def started(
+    module: str, arguments: Sequence[str], threads: int, python: str = sys.executable
+) -> Iterator[Worker]:
+    """Start a worker, perhaps in another Python, and end it afterwards."""
+    worker = Worker(module, arguments, threads, python)
     try:
         yield worker
     finally:
@@ -221,9 +225,9 @@ def take_turns(
     return ours, theirs
 
 
-def fitting_iterations(warm: Sequence[Times]) -> int:
+def fitting_iterations(warm: Sequence[Times], part: str = "step") -> int:
     """Return how many steps of the fastest side make a turn of about ``TURN_MS``."""
-    step = min(least([times], "step") for times in warm)
+    step = min(least([times], part) for times in warm)
     return max(FEWEST_ITERATIONS, min(MOST_ITERATIONS, round(TURN_MS / step)))
 
 
