@@ -81,16 +81,19 @@ class Storage:
         dtype: their NumPy type.
         native: the engine's buffer, if an engine has bound one.
         truth: which copy is up to date.
+        version: rises whenever somebody may write; what was worked out from the numbers is good
+            as long as it is the same.
         handed_out: the array that :meth:`array` returned, as long as somebody has it or a view.
     """
 
-    __slots__ = ("_host", "_whole", "count", "dtype", "handed_out", "native", "truth")
+    __slots__ = ("_host", "_whole", "count", "dtype", "handed_out", "native", "truth", "version")
 
     def __init__(self, count: int, dtype: npt.DTypeLike = np.float32) -> None:
         self.count = count
         self.dtype = np.dtype(dtype)
         self.native: NativeBuffer | None = None
         self.truth = Truth.ZERO
+        self.version = 0
         self._host: Array | None = None
         self._whole: Array | None = None  # of what was handed out; larger after a reshape to less
         self.handed_out: weakref.ref[Array] | None = None
@@ -179,12 +182,14 @@ class Storage:
         """Return the flat host array, up to date; what is written there becomes the truth."""
         host = self.host_read()
         self.truth = Truth.HOST
+        self.version += 1
         return host
 
     def host_overwrite(self) -> Array:
         """Return the flat host array with any content; the caller fills it completely."""
         host = self.host_memory()
         self.truth = Truth.HOST
+        self.version += 1
         return host
 
     def native_read(self) -> Any:
@@ -203,6 +208,7 @@ class Storage:
     def native_overwrite(self) -> Any:
         """Return the engine's buffer with any content; what is written there becomes the truth."""
         self.truth = Truth.NATIVE
+        self.version += 1
         return self.native
 
     def native_write(self) -> Any:
@@ -215,6 +221,7 @@ class Storage:
             self._host = self._whole = self.handed_out = None
             native.forget_host()
         self.truth = Truth.NATIVE
+        self.version += 1
         return native
 
     def bind(self, native: NativeBuffer | None) -> None:
@@ -237,6 +244,7 @@ class Storage:
     def zero(self) -> None:
         """Make every number 0 without touching memory until somebody reads."""
         self.truth = Truth.ZERO
+        self.version += 1
         self.give_to_holders()
 
     def host_memory(self) -> Array:

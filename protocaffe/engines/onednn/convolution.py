@@ -8,6 +8,7 @@ from typing import Any
 
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.epilogue import epilogues
 from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
 from protocaffe.engines.onednn.primitives import (
     Attributes,
@@ -20,7 +21,6 @@ from protocaffe.engines.onednn.primitives import (
 from protocaffe.engines.onednn.weighted import (
     Passes,
     bind_passes,
-    find_epilogue,
     gradient_layouts,
     weight_layouts,
     weights_fit,
@@ -42,18 +42,19 @@ def convolution(plan: OneDnnPlan, node: LayerNode[Convolution]) -> bool:
     layer, geometry = node.layer, node.layer.geometry
     if len(node.bottoms) != 1 or bottom.num_axes != 4 or geometry.channel_axis != 1:
         return False
-    epilogue = find_epilogue(plan, node)
-    bias = Layout.plain(plan.runtime, layer.blobs[1].shape) if geometry.bias_term else None
     shapes = (bottom.shape, node.tops[0].shape)
     wants = Wants(
         data=node.needs_backward and node.propagate_down[0],
         weights=node.needs_backward and any(layer.param_propagate_down),
     )
-    passes = fast_passes(plan, layer, shapes, wants, bias, epilogue.attributes)
-    if passes is None:
-        return False
-    bind_passes(plan, node, passes, epilogue)
-    return True
+    vector = Layout.plain(plan.runtime, (layer.blobs[0].shape[0],))
+    for epilogue in epilogues(plan, node):
+        bias = vector if geometry.bias_term or epilogue.chain is not None else None
+        passes = fast_passes(plan, layer, shapes, wants, bias, epilogue.attributes(plan))
+        if passes is not None and epilogue.fits(plan, passes.dst):
+            bind_passes(plan, node, passes, epilogue)
+            return True
+    return False
 
 
 @dataclass

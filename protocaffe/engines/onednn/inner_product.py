@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.epilogue import find_epilogue
 from protocaffe.engines.onednn.plan import OneDnnPlan, kernel
 from protocaffe.engines.onednn.primitives import Layout, operation
 from protocaffe.engines.onednn.weighted import (
     Passes,
     bind_passes,
-    find_epilogue,
     gradient_layouts,
     weight_layouts,
     weights_fit,
@@ -38,7 +38,7 @@ def inner_product(plan: OneDnnPlan, node: LayerNode[InnerProduct]) -> bool:
     forward = operation(
         runtime,
         "inner_product_forward",
-        *(dnn.FORWARD_TRAINING, src, weights, bias, dst, epilogue.attributes),
+        *(dnn.FORWARD_TRAINING, src, weights, bias, dst, epilogue.attributes(plan)),
     )
     if forward is None:
         raise layer.error("oneDNN has no implementation of this inner product")

@@ -73,7 +73,7 @@ class Step:
             storage.native_read()
         self.run()
         for storage in self.writes:
-            storage.truth = Truth.NATIVE
+            storage.native_overwrite()
 
 
 @dataclass
@@ -127,7 +127,7 @@ class OneDnnPlan(Plan):
         self.reuses_memory = reuses_memory
         self.pool = Pool()
         self._gradients: dict[int, Gradient] = {}
-        self._lost_diffs: list[Storage] = []
+        self._lost: tuple[list[Storage], list[Storage]] = ([], [])
         self._backward_to_bind: list[tuple[LayerNode[Layer], Callable[[], None]]] = []
         self._copies: dict[int, list[NativeArray]] = {}
         self._versions: dict[int, NativeArray] = {}
@@ -238,6 +238,32 @@ class OneDnnPlan(Plan):
             return bound
         return self._versions.setdefault(id(storage), self.memory(layout))
 
+    def uses(self, blob: Blob) -> list[int]:
+        """Return the places of the layers that read or write the blob's data."""
+        storage = blob.data_storage
+        return [
+            node.index
+            for node in self.nodes
+            if any(each.data_storage is storage for each in (*node.bottoms, *node.tops))
+        ]
+
+    def may_place(self, blob: Blob) -> bool:
+        """Whether it is open where the blob's data will be, and it may be lost after the pass."""
+        native = blob.data_storage.native
+        own = id(blob.data_storage) not in self._versions
+        return own and isinstance(native, NativeArray) and not native.buffer.has_memory
+
+    def take_over(self, top: Blob, blob: Blob) -> NativeArray:
+        """Let a top's data be where a blob's is that nothing needs any more."""
+        array = self._array(blob.data_storage, blob)
+        top.data_storage.bind(array)
+        self.lose(blob)
+        return array
+
+    def lose(self, blob: Blob) -> None:
+        """Note that the blob's data cannot be read after a pass."""
+        self._lost[0].append(blob.data_storage)
+
     def diff(self, blob: Blob) -> NativeArray:
         """Return the memory of a blob's own diff, in the layout of its data."""
         return self._bound(blob.diff_storage, self.layout(blob))
@@ -265,7 +291,7 @@ class OneDnnPlan(Plan):
         if not self.reuses_memory or self.layout(bottom) != self.layout(top):
             return False
         self._gradients[id(bottom.diff_storage)] = self._gradient(top)
-        self._lost_diffs.append(bottom.diff_storage)
+        self._lost[1].append(bottom.diff_storage)
         return True
 
     def settle_gradient(self, node: LayerNode[Layer], top: Blob) -> None:
@@ -573,8 +599,9 @@ class OneDnnPlan(Plan):
             life = self.pool.lives.get(id(native.buffer))
             if life is not None and life.last < last:
                 lost[life.last >= len(self.nodes)][id(storage)] = storage
+        for known, more in zip(lost, self._lost, strict=True):
+            known.update((id(storage), storage) for storage in more)
         lost[1].update(lost[0])
-        lost[1].update((id(storage), storage) for storage in self._lost_diffs)
         return lost
 
     def _note_uses(self, works: Iterable[Work], storages: Iterable[Storage], time: int) -> None:
@@ -638,7 +665,7 @@ class Accumulation:
         for primitive in self.primitives if fresh else self._adding():
             primitive()
         for storage in self._storages:
-            storage.truth = Truth.NATIVE
+            storage.native_overwrite()
 
     def _overwriting(self) -> list[Primitive]:
         if self._same:
