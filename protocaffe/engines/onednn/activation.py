@@ -30,6 +30,7 @@ from protocaffe.layers.activation import (
     Swish,
     TanH,
 )
+from protocaffe.layers.softmax import Softmax
 
 
 @kernel(ReLU)
@@ -176,6 +177,21 @@ def _input_and_result(
 ) -> tuple[NativeArray, NativeArray]:
     source, target = plan.source(node, node.bottoms[0], layout), plan.top(node, 0, layout)
     return (kept(plan, node, source, target) if node.needs_backward else source), target
+
+
+@kernel(Softmax)
+def softmax(plan: OneDnnPlan, node: LayerNode[Softmax]) -> bool:
+    """Softmax where no backward runs, along an axis whose numbers lie side by side."""
+    bottom = node.bottoms[0]
+    layout = Layout.plain(plan.runtime, bottom.shape, plan.dtype)
+    settings = (dnn.FORWARD_INFERENCE, dnn.SOFTMAX_ACCURATE, layout, layout, node.layer.axis, None)
+    made = None if node.needs_backward else operation(plan.runtime, "softmax_forward", *settings)
+    if made is None or made.is_reference:
+        return False
+    source, target = plan.source(node, bottom, layout), plan.top(node, 0, layout)
+    arrays = {dnn.ARG_SRC: source, dnn.ARG_DST: target}
+    plan.add_forward(node, Primitive(made, arrays), (bottom,), node.tops)
+    return True
 
 
 @kernel(PReLU)

@@ -1,4 +1,4 @@
-"""Eltwise sums, Concat and Split as oneDNN primitives."""
+"""Eltwise sums, Concat, Split and idle Dropout as oneDNN primitives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.onednn import library as dnn
+from protocaffe.engines.onednn.epilogue import Epilogue
 from protocaffe.engines.onednn.plan import OneDnnPlan, elementwise_layouts, kernel
 from protocaffe.engines.onednn.primitives import (
     Layout,
@@ -17,6 +18,7 @@ from protocaffe.engines.onednn.primitives import (
     summation,
 )
 from protocaffe.layers import Layer
+from protocaffe.layers.dropout import Dropout
 from protocaffe.layers.eltwise import Eltwise
 from protocaffe.layers.shape import Concat, Split
 from protocaffe.proto import caffe_pb2
@@ -32,11 +34,31 @@ def eltwise_sum(plan: OneDnnPlan, node: LayerNode[Eltwise]) -> bool:
     sources = [plan.source(node, bottom, layout) for bottom in bottoms]
     if any(bottom is top for bottom in bottoms[1:]):
         return False  # oneDNN's sum may write over its first source only
-    forward = _weighted_sum(sources, plan.top(node, 0, layout), layer.coeffs)
-    plan.add_forward(node, forward, bottoms, (top,))
+    if list(layer.coeffs) == [1.0, 1.0]:
+        forward, last = _addition(plan, node, sources)
+    else:
+        forward, last = _weighted_sum(sources, plan.top(node, 0, layout), layer.coeffs), node
+    plan.add_forward(node, forward, bottoms, last.tops)
     if node.needs_backward:
         plan.bind_backward(node, partial(_eltwise_backward, plan, node, layout))
     return True
+
+
+def _addition(
+    plan: OneDnnPlan, node: LayerNode[Eltwise], sources: list[NativeArray]
+) -> tuple[Primitive, LayerNode[Layer]]:
+    """Two bottoms with a ReLU behind them: oneDNN's sum is slower and takes no ReLU."""
+    epilogue, layout = Epilogue(relu=plan.fusable_relu(node)), sources[0].layout
+    made = operation(
+        plan.runtime,
+        "binary",
+        *(dnn.BINARY_ADD, layout, layout, layout, epilogue.attributes(plan)),
+    )
+    if made is None:
+        raise node.layer.error("oneDNN has no implementation of this sum")
+    target = epilogue.target(plan, node, layout)
+    arrays = dict(zip((dnn.ARG_SRC, dnn.ARG_SRC_1, dnn.ARG_DST), (*sources, target), strict=True))
+    return Primitive(made, arrays), epilogue.last(node)
 
 
 def _eltwise_backward(plan: OneDnnPlan, node: LayerNode[Eltwise], layout: Layout) -> None:
@@ -73,6 +95,19 @@ def _weighted_copy(source: NativeArray, coefficient: float, target: NativeArray)
     return _weighted_sum([source], target, [coefficient])
 
 
+@kernel(Dropout)
+def dropout(plan: OneDnnPlan, node: LayerNode[Dropout]) -> bool:
+    """Where nothing is dropped, in place, there is nothing to do."""
+    bottom, layer = node.bottoms[0], node.layer
+    if layer.drops or layer.scale != 1 or node.tops[0] is not bottom:
+        return False
+    layout = plan.layout(bottom)
+    source, target = plan.source(node, bottom, layout), plan.top(node, 0, layout)
+    if source is not target:
+        plan.add_forward(node, reorder(source, target), (bottom,), (bottom,))
+    return True
+
+
 @kernel(Split)
 def split(plan: OneDnnPlan, node: LayerNode[Split]) -> bool:
     """The tops share the bottom's data; the gradient is one n-ary sum."""
@@ -103,13 +138,41 @@ def concat(plan: OneDnnPlan, node: LayerNode[Concat]) -> bool:
     forward = operation(runtime, "concat", dst, len(bottoms), axis, handles, None)
     if forward is None:
         return False
-    arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: plan.top(node, 0, dst)}
+    target = plan.top(node, 0, dst)
+    if blocked and not node.needs_backward and _lie_in(plan, node, layouts, target):
+        plan.add_forward(node, _already_done, bottoms, (top,))
+        return True
+    arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: target}
     for index, (bottom, layout) in enumerate(zip(bottoms, layouts, strict=True)):
         arrays[dnn.ARG_MULTIPLE_SRC + index] = plan.source(node, bottom, layout)
     plan.add_forward(node, Primitive(forward, arrays), bottoms, (top,))
     if node.needs_backward:
         plan.bind_backward(node, lambda: _concat_backward(plan, node, axis, dst))
     return True
+
+
+def _lie_in(
+    plan: OneDnnPlan, node: LayerNode[Concat], layouts: list[Layout], target: NativeArray
+) -> bool:
+    """Have the bottoms computed right where the top of a single example has them."""
+    bottoms = node.bottoms
+    one_by_one = len({id(bottom.data_storage) for bottom in bottoms}) == len(bottoms)
+    if not (plan.reuses_memory and one_by_one and node.tops[0].shape[0] == 1) or any(
+        plan.uses(bottom)[-1] != node.index
+        or not plan.may_place(bottom)
+        or plan.layout(bottom) != layout
+        for bottom, layout in zip(bottoms, layouts, strict=True)
+    ):
+        return False
+    start = 0
+    for bottom, layout in zip(bottoms, layouts, strict=True):
+        plan.become_part(bottom, target, start)
+        start += layout.size
+    return True
+
+
+def _already_done() -> None:
+    """What is left of a Concat whose bottoms lie in its top."""
 
 
 def _concat_backward(plan: OneDnnPlan, node: LayerNode[Layer], axis: int, layout: Layout) -> None:

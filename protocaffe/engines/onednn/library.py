@@ -32,6 +32,7 @@ ELTWISE_ELU_USE_DST, ELTWISE_LOGISTIC_USE_DST = 0x102, 0x104
 ELTWISE_CLIP_V2_USE_DST = 0x106
 POOLING_MAX, POOLING_AVG_INCLUDE_PADDING, POOLING_AVG_EXCLUDE_PADDING = 0x1FF, 0x2FF, 0x3FF
 LRN_ACROSS_CHANNELS = 0xAFF
+SOFTMAX_ACCURATE = 0x30000
 BINARY_ADD, BINARY_MUL, BINARY_SUB = 0x1FFF0, 0x1FFF1, 0x1FFF5
 BN_USE_GLOBAL_STATS, BN_USE_SCALE, BN_USE_SHIFT, BN_FUSE_RELU = 1, 2, 4, 8
 TAG_ANY, TAG_NHWC, TAG_NCHW16C = 1, 22, 78
@@ -129,6 +130,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     ),
     "prelu_backward_primitive_desc_create": (
         *(_out, Handle, Handle, Handle, Handle, Handle, Handle, Handle, Handle),
+    ),
+    "softmax_forward_primitive_desc_create": (
+        *(_out, Handle, c_int, c_int, Handle, Handle, c_int, Handle),
     ),
     "lrn_forward_primitive_desc_create": (
         *(_out, Handle, c_int, c_int, Handle, Handle),

@@ -260,6 +260,11 @@ class OneDnnPlan(Plan):
         self.lose(blob)
         return array
 
+    def become_part(self, blob: Blob, whole: NativeArray, start: int) -> None:
+        """Let a blob's data that nothing needs any more be a part of later data, from ``start``."""
+        self._array(blob.data_storage, blob).buffer.become_part(whole.buffer, start)
+        self.lose(blob)
+
     def lose(self, blob: Blob) -> None:
         """Note that the blob's data cannot be read after a pass."""
         self._lost[0].append(blob.data_storage)
@@ -496,14 +501,14 @@ class OneDnnPlan(Plan):
     def bytes(self) -> PlanBytes:
         """The memory of all arrays that the plan's work uses, without parameters."""
         parameters = {
-            id(storage.native.buffer)
+            id(storage.native.buffer.whole)
             for node in self.nodes
             for blob in node.layer.blobs
             for storage in (blob.data_storage, blob.diff_storage)
             if isinstance(storage.native, NativeArray)
         }
         buffers = {
-            id(array.buffer): array.buffer
+            id(array.buffer.whole): array.buffer.whole
             for works in (*self.forward, *self.backward)
             for work in works
             for array in operands(work)
@@ -511,7 +516,8 @@ class OneDnnPlan(Plan):
         for node in self.nodes:
             for storage in (*_storages(node)[0], *_storages(node)[1]):
                 if isinstance(storage.native, NativeArray):
-                    buffers[id(storage.native.buffer)] = storage.native.buffer
+                    whole = storage.native.buffer.whole
+                    buffers[id(whole)] = whole
         apart = parameters | set(self.pool.lives)
         rest = sum(buffer.size for key, buffer in buffers.items() if key not in apart)
         return PlanBytes(4 * (rest + self.pool.size), 4 * (rest + self.pool.unshared))
@@ -596,7 +602,7 @@ class OneDnnPlan(Plan):
             native = storage.native
             if not isinstance(native, NativeArray):
                 continue
-            life = self.pool.lives.get(id(native.buffer))
+            life = self.pool.lives.get(id(native.buffer.whole))
             if life is not None and life.last < last:
                 lost[life.last >= len(self.nodes)][id(storage)] = storage
         for known, more in zip(lost, self._lost, strict=True):

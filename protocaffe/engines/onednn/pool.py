@@ -22,7 +22,8 @@ class Buffer:
 
     def __init__(self, size: int, values: Array | None = None) -> None:
         self.size = size
-        self.is_pooled = False
+        self._is_pooled = False
+        self._whole: Buffer | None = None
         self._values = values
         self._listeners: list[Callable[[Array], None]] = []
 
@@ -32,16 +33,31 @@ class Buffer:
         return self._values is not None
 
     @property
+    def whole(self) -> Buffer:
+        """The buffer that this one is a part of, else itself."""
+        return self if self._whole is None else self._whole.whole
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pool has placed it."""
+        return self.whole._is_pooled
+
+    def become_part(self, whole: Buffer, start: int) -> None:
+        """Lie in another buffer from now on, as its floats from ``start`` on."""
+        self._whole = whole
+        whole.when_placed(lambda values: self.place(values[start : start + self.size]))
+
+    @property
     def values(self) -> Array:
         """The flat values; those of a pool are only there while the plan needs them."""
         if self._values is None:
-            self.place(aligned_empty(self.size, np.float32))
+            self.whole.place(aligned_empty(self.whole.size, np.float32))
         assert self._values is not None
         return self._values
 
-    def place(self, values: Array) -> None:
+    def place(self, values: Array, pooled: bool = False) -> None:
         """Settle where the values are, and tell everybody who asked to know."""
-        self._values = values
+        self._values, self._is_pooled = values, pooled
         for listener in self._listeners:
             listener(values)
         self._listeners.clear()
@@ -83,6 +99,7 @@ class Pool:
 
     def use(self, buffer: Buffer, time: int) -> None:
         """Note that a buffer is needed at a time; those that have memory are left alone."""
+        buffer = buffer.whole
         if buffer.has_memory:
             return
         life = self.lives.setdefault(id(buffer), Life(buffer, time, time))
@@ -103,8 +120,7 @@ class Pool:
         self.unshared = sum(_rounded(life.buffer.size) for life in placed)
         memory = aligned_empty(self.size, np.float32)
         for life in placed:
-            life.buffer.is_pooled = True
-            life.buffer.place(memory[life.start : life.start + life.buffer.size])
+            life.buffer.place(memory[life.start : life.start + life.buffer.size], pooled=True)
 
 
 def _lowest_gap(neighbours: Iterable[Life], size: int) -> int:
