@@ -81,8 +81,8 @@ class Storage:
         dtype: their NumPy type.
         native: the engine's buffer, if an engine has bound one.
         truth: which copy is up to date.
-        version: rises whenever somebody may write; what was worked out from the numbers is good
-            as long as it is the same.
+        version: rises with every access that may write; what was worked out from the numbers
+            holds as long as it is the same.
         handed_out: the array that :meth:`array` returned, as long as somebody has it or a view.
     """
 

@@ -221,7 +221,7 @@ def test_debug_info_keeps_all_blobs() -> None:
 def test_buffers_needed_at_the_same_time_never_overlap(
     wishes: list[tuple[int, int, int]],
 ) -> None:
-    pool = Pool(enough=0)
+    pool = Pool()
     buffers = [Buffer(size) for size, _, _ in wishes]
     for buffer, (_, first, last) in zip(buffers, wishes, strict=True):
         pool.use(buffer, first)

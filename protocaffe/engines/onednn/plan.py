@@ -25,7 +25,7 @@ from protocaffe.engines.base import (
     own_forward,
 )
 from protocaffe.engines.onednn import library as dnn
-from protocaffe.engines.onednn.pool import Buffer, Pool
+from protocaffe.engines.onednn.pool import ENOUGH, Buffer, Pool
 from protocaffe.engines.onednn.primitives import (
     Layout,
     NativeArray,
@@ -125,7 +125,7 @@ class OneDnnPlan(Plan):
         self.dtype = dtype
         self.fuses = fuses
         self.reuses_memory = reuses_memory
-        self.pool = Pool()
+        self.pool = Pool(ENOUGH)
         self._gradients: dict[int, Gradient] = {}
         self._lost: tuple[list[Storage], list[Storage]] = ([], [])
         self._backward_to_bind: list[tuple[LayerNode[Layer], Callable[[], None]]] = []

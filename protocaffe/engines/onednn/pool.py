@@ -102,7 +102,7 @@ class Pool:
         unshared: how many they would take if each had its own memory.
     """
 
-    enough: int = ENOUGH
+    enough: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
     size: int = 0
     unshared: int = 0
