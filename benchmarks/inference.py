@@ -93,7 +93,7 @@ def compare(net: str, batch: int, options: argparse.Namespace) -> Result:
     Raises:
         BenchmarkError: the outputs differ, or one side cannot run the net.
     """
-    pythons = {side: sys.executable for side in ("protocaffe", "onnxruntime")}
+    pythons = dict.fromkeys(("protocaffe", "onnxruntime"), sys.executable)
     if options.opencv_python:
         pythons["opencv"] = options.opencv_python
     engine = [options.engine] if options.engine else []

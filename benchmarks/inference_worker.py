@@ -1,6 +1,7 @@
 """The sides of a comparison of inference; started by ``inference``, each with its own Python.
 
-Only NumPy and what a side itself needs are imported: OpenCV 4 may live in an environment of its own.
+Only NumPy and what a side itself needs are imported: OpenCV 4 may live in an environment of its
+own.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Protocaffe:
         self._input, self._output = self._net.inputs[0], self._net.outputs[0]
 
     def __call__(self, images: Array) -> Array:
+        """Return the net's one output."""
         return self._net.forward(**{self._input: images})[self._output]
 
 
@@ -66,6 +68,7 @@ class OnnxRuntime:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: Array) -> Array:
+        """Return the net's one output."""
         (output,) = self._session.run(None, {self._input: images})
         return np.asarray(output)
 
@@ -81,6 +84,7 @@ class OpenCv:
         self._net = cv2.dnn.readNetFromCaffe(str(folder / TEXT_FILE), str(folder / WEIGHTS_FILE))
 
     def __call__(self, images: Array) -> Array:
+        """Return the net's one output."""
         self._net.setInput(images)
         return np.asarray(self._net.forward())
 
@@ -112,9 +116,7 @@ class InferenceWorker:
     def time(self, iterations: int) -> dict[str, list[float]]:
         """Return the milliseconds per batch; one run goes ahead untimed."""
         self._side(self._images)
-        return {
-            PART: [milliseconds(lambda: self._side(self._images)) for _ in range(iterations)]
-        }
+        return {PART: [milliseconds(lambda: self._side(self._images)) for _ in range(iterations)]}
 
 
 def main() -> None:

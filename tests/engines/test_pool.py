@@ -65,6 +65,11 @@ NET = f"""
 """
 
 
+@pytest.fixture(autouse=True)
+def small_nets_share_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocaffe.engines.onednn.plan.ENOUGH", 0)
+
+
 def make(
     reuse_memory: bool,
     phase: int = caffe_pb2.TRAIN,

@@ -140,7 +140,7 @@ def concat(plan: OneDnnPlan, node: LayerNode[Concat]) -> bool:
         return False
     target = plan.top(node, 0, dst)
     if blocked and not node.needs_backward and _lie_in(plan, node, layouts, target):
-        plan.add_forward(node, _already_done, bottoms, (top,))
+        plan.add_forward(node, Done(), bottoms, (top,))
         return True
     arrays: dict[int, NativeArray | None] = {dnn.ARG_DST: target}
     for index, (bottom, layout) in enumerate(zip(bottoms, layouts, strict=True)):
@@ -171,8 +171,13 @@ def _lie_in(
     return True
 
 
-def _already_done() -> None:
-    """What is left of a Concat whose bottoms lie in its top."""
+class Done:
+    """What is left to do for a Concat whose bottoms lie in its top."""
+
+    title = "nothing: its bottoms lie in it"
+
+    def __call__(self) -> None:
+        """Do nothing."""
 
 
 def _concat_backward(plan: OneDnnPlan, node: LayerNode[Layer], axis: int, layout: Layout) -> None:

@@ -157,6 +157,8 @@ class FoldedWeights:
         layout: of the weights, as the primitive reads them.
     """
 
+    title = "folding, after changes"
+
     def __init__(self, plan: OneDnnPlan, layer: Layer, chain: Chain, layout: Layout) -> None:
         self.weights = NativeArray(layout)
         self.bias = NativeArray(Layout.plain(plan.runtime, (layer.blobs[0].shape[0],)))

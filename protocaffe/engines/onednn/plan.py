@@ -495,7 +495,8 @@ class OneDnnPlan(Plan):
     def describe(self, work: Work) -> str:
         """Say which code of oneDNN does it; reorders tell from which layout to which."""
         primitives = _primitives(work)
-        return ", ".join(each.title for each in primitives) or super().describe(work)
+        title: str = getattr(work.run, "title", "") if isinstance(work, Step) else ""
+        return title or ", ".join(each.title for each in primitives) or super().describe(work)
 
     @property
     def bytes(self) -> PlanBytes:
