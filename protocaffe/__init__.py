@@ -1,12 +1,15 @@
 """Caffe reborn for Python: train deep networks from two text files.
 
-``import protocaffe as caffe`` offers what pycaffe did, by the same names.
+``import protocaffe as caffe`` offers what pycaffe did, by the same names. After it, other files of
+the program may say ``import caffe``, too; see :mod:`protocaffe.alias`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from protocaffe import alias
 
 if TYPE_CHECKING:
     from protocaffe import io as io
@@ -82,6 +85,9 @@ _MODULES = (
 )
 
 __all__ = [*_PLACES, *_MODULES, "__version__", "layer_type_list"]
+
+
+alias.install()
 
 
 def __getattr__(name: str) -> object:

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 
 from protocaffe.data.datum import datum_array, decode_image
 from protocaffe.errors import DataError, FileError, UsageError, did_you_mean
+from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import array_to_blob, blob_to_array, read_binary
-from protocaffe.proto.caffe_pb2 import BlobProto, BlobProtoVector, Datum
 from protocaffe.proto.files import StrPath, read_bytes
 
 Array = npt.NDArray[Any]
@@ -78,7 +78,7 @@ def load_array(filename: StrPath) -> Array:
         except (ValueError, EOFError) as error:
             raise FileError(f"{filename}: is no NumPy array: {error}") from None
         return np.asarray(stored)
-    array: Array = blob_to_array(read_binary(filename, BlobProto()))
+    array: Array = blob_to_array(read_binary(filename, caffe_pb2.BlobProto()))
     return array[0] if array.ndim == 4 and len(array) == 1 else array
 
 
@@ -395,7 +395,7 @@ def make_transformer(
 # -- messages ----------------------------------------------------------------------------
 
 
-def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
+def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> Array:
     """Return a blob's values, or its gradient, in its shape; old blobs have four axes.
 
     Raises:
@@ -405,14 +405,16 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> Array:
     return array
 
 
-def array_to_blobproto(arr: npt.ArrayLike, diff: npt.ArrayLike | None = None) -> BlobProto:
+def array_to_blobproto(
+    arr: npt.ArrayLike, diff: npt.ArrayLike | None = None
+) -> caffe_pb2.BlobProto:
     """Return a blob with the array's shape and values as float32, and a gradient if given."""
     return array_to_blob(np.asarray(arr, np.float32), diff=diff)
 
 
 def arraylist_to_blobprotovector_str(arraylist: Iterable[npt.ArrayLike]) -> bytes:
     """Return a serialised BlobProtoVector of the arrays."""
-    return BlobProtoVector(blobs=map(array_to_blobproto, arraylist)).SerializeToString()
+    return caffe_pb2.BlobProtoVector(blobs=map(array_to_blobproto, arraylist)).SerializeToString()
 
 
 def blobprotovector_str_to_arraylist(str: bytes) -> list[Array]:  # noqa: A002 (pycaffe's name)
@@ -422,13 +424,13 @@ def blobprotovector_str_to_arraylist(str: bytes) -> list[Array]:  # noqa: A002 (
         FileError: the bytes are no such message, or a blob is damaged.
     """
     try:
-        vector = BlobProtoVector.FromString(str)
+        vector = caffe_pb2.BlobProtoVector.FromString(str)
     except DecodeError as error:
         raise FileError(f"not a BlobProtoVector message: {error}") from None
     return [blobproto_to_array(blob) for blob in vector.blobs]
 
 
-def array_to_datum(arr: npt.ArrayLike, label: int | None = None) -> Datum:
+def array_to_datum(arr: npt.ArrayLike, label: int | None = None) -> caffe_pb2.Datum:
     """Return an array as a Datum: uint8 as ``data``, anything else as ``float_data``.
 
     Args:
@@ -444,7 +446,7 @@ def array_to_datum(arr: npt.ArrayLike, label: int | None = None) -> Datum:
             f"a datum needs an array of shape (channels, height, width); got {values.shape}"
         )
     channels, height, width = values.shape
-    datum = Datum(channels=channels, height=height, width=width, label=label)
+    datum = caffe_pb2.Datum(channels=channels, height=height, width=width, label=label)
     if values.dtype == np.uint8:
         datum.data = values.tobytes()
     else:
@@ -452,7 +454,7 @@ def array_to_datum(arr: npt.ArrayLike, label: int | None = None) -> Datum:
     return datum
 
 
-def datum_to_array(datum: Datum) -> Array:
+def datum_to_array(datum: caffe_pb2.Datum) -> Array:
     """Return a datum's values, shape (channels, height, width); see ``array_to_datum``.
 
     Encoded images are decoded, in BGR order. The label is ``datum.label``.
