@@ -299,6 +299,9 @@ class Blob:
     def __repr__(self) -> str:
         return f"Blob(shape={self.shape}, dtype={self.dtype})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.data, self.diff)  # a copy has memory of its own
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The NumPy type of data and diff."""
@@ -401,6 +404,13 @@ class Blob:
             )
 
 
+def _restored(data: Array, diff: Array) -> Blob:
+    """Return a blob with these values: a copied or unpickled one."""
+    blob = Blob(data.shape, data.dtype)
+    blob.data, blob.diff = data, diff
+    return blob
+
+
 def assign(target: Array, values: npt.ArrayLike, what: str) -> None:
     """Copy values into an array; they may have fewer axes or extents of 1, but as many rows.
 
@@ -409,6 +419,8 @@ def assign(target: Array, values: npt.ArrayLike, what: str) -> None:
     """
     try:
         given = np.asarray(values)
+        if given.dtype.kind in "cSU":
+            raise TypeError
         numbers = given.astype(target.dtype, copy=False)
     except (TypeError, ValueError):
         raise NetError(f"{what} takes numbers in an array of shape {target.shape}") from None

@@ -15,6 +15,7 @@ from protocaffe.engines import LayerNode
 from protocaffe.errors import NetError, UnknownNameError, did_you_mean
 from protocaffe.graph import Graph
 from protocaffe.layers import Layer
+from protocaffe.layers.base import Parameters
 from protocaffe.layers.memory import MemoryData
 
 Value = TypeVar("Value")
@@ -31,12 +32,38 @@ MANY = 20
 
 
 class Named(OrderedDict[str, Value]):
-    """A dict by name that says which name was probably meant."""
+    """A dict by name that says which name was probably meant.
 
-    def __missing__(self, name: str) -> Value:
+    Args:
+        items: names and values.
+        missing: how the message about an unknown name begins, "the net has no blob".
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, Value] | Iterable[tuple[str, Value]] = (),
+        missing: str = "there is no",
+    ) -> None:
+        super().__init__(items)
+        self._missing = missing
+
+    def __missing__(self, name: object) -> Value:
         some = ", ".join([*self][:MANY]) + (", ..." if len(self) > MANY else "")
         hint = did_you_mean(str(name), self) or f" (names: {some or 'none'})"
-        raise UnknownNameError(f"there is no '{name}' here{hint}")
+        raise UnknownNameError(f"{self._missing} '{name}'{hint}")
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        held = self.get(name)
+        if isinstance(held, (Blob, Parameters)):
+            place = f"['{name}']" if isinstance(held, Blob) else f"['{name}'][0]"
+            raise NetError(
+                f"'{name}' cannot be replaced by something else; write into its memory: "
+                f"{place}.data[...] = values"
+            )
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return dict.__repr__(self)
 
 
 class NetCalls:
@@ -94,7 +121,7 @@ class NetCalls:
         first, last = self._place(start, 0), self._place(end, len(self.layers) - 1)
         if first > last:
             raise NetError(f"forward runs from start to end, but '{start}' comes after '{end}'")
-        names = [*(self.outputs if end is None else self.top_names[end]), *(blobs or ())]
+        names = [*(self.outputs if end is None else self.top_names[end]), *_names(blobs, "blobs")]
         wanted = [self.blobs[name] for name in names]
         if inputs:
             self._check_names(inputs, self.inputs, "inputs")
@@ -103,7 +130,8 @@ class NetCalls:
         if self.graph.param.force_backward:  # who asks for every gradient looks at every layer
             self.run_one_by_one()
         self.run_forward(first, last)
-        return Named(zip(names, (blob.data for blob in wanted), strict=True))
+        results = (blob.data for blob in wanted)
+        return Named(zip(names, results, strict=True), "forward returned no")
 
     def backward(
         self,
@@ -130,7 +158,10 @@ class NetCalls:
         first, last = self._place(start, len(self.layers) - 1), self._place(end, 0)
         if first < last:
             raise NetError(f"backward runs from start to end, but '{start}' comes before '{end}'")
-        names = [*(self.inputs if end is None else self.bottom_names[end]), *(diffs or ())]
+        names = [
+            *(self.inputs if end is None else self.bottom_names[end]),
+            *_names(diffs, "diffs"),
+        ]
         wanted = [self.blobs[name] for name in names]
         if not any(node.needs_backward for node in self.nodes):
             raise NetError(
@@ -142,7 +173,8 @@ class NetCalls:
             for name, values in output_diffs.items():
                 assign(self.blobs[name].diff, values, f"diff of output '{name}'")
         self.run_backward(first, last)
-        return Named(zip(names, (blob.diff for blob in wanted), strict=True))
+        results = (blob.diff for blob in wanted)
+        return Named(zip(names, results, strict=True), "backward returned no")
 
     def forward_all(
         self, blobs: Sequence[str] | None = None, **inputs: npt.ArrayLike
@@ -240,18 +272,18 @@ class NetCalls:
     @property
     def layer_dict(self) -> dict[str, Layer]:
         """The layers by name."""
-        return Named(zip(self.layer_names, self.layers, strict=True))
+        return Named(zip(self.layer_names, self.layers, strict=True), self._has_no("layer"))
 
     @property
     def top_names(self) -> dict[str, list[str]]:
         """Per layer name, the names of its tops."""
-        return Named(zip(self.layer_names, self._top_names, strict=True))
+        return Named(zip(self.layer_names, self._top_names, strict=True), self._has_no("layer"))
 
     @property
     def bottom_names(self) -> dict[str, list[str]]:
         """Per layer name, the names of its bottoms."""
         bottoms = (list(node.bottoms) for node in self.graph.nodes)
-        return Named(zip(self.layer_names, bottoms, strict=True))
+        return Named(zip(self.layer_names, bottoms, strict=True), self._has_no("layer"))
 
     # Names that begin with an underscore and that scripts for pycaffe use nevertheless.
 
@@ -300,6 +332,9 @@ class NetCalls:
     def _title(self) -> str:
         return f"net '{self.name}'" if self.name else "the net"
 
+    def _has_no(self, what: str) -> str:
+        return f"{self._title} has no {what}"
+
     def _ids(self, names: Iterable[str]) -> list[int]:
         places = {name: place for place, name in enumerate(self.blobs)}
         return [places[name] for name in names]
@@ -309,7 +344,7 @@ class NetCalls:
             return default
         if layer not in self.layer_names:
             raise UnknownNameError(
-                f"{self._title} has no layer '{layer}'{did_you_mean(layer, self.layer_names)}"
+                f"{self._has_no('layer')} '{layer}'{did_you_mean(str(layer), self.layer_names)}"
             )
         return self.layer_names.index(layer)
 
@@ -347,12 +382,21 @@ class NetCalls:
 
     def _joined(self, results: Sequence[Mapping[str, Array]], count: int) -> dict[str, Array]:
         """Put the batches' results together, without those of the zeros at the end."""
-        joined: dict[str, Array] = Named()
+        joined: dict[str, Array] = Named((), "the pass returned no")
         for name in results[0]:
             whole = np.concatenate([result[name] for result in results])
             per_example = len(whole) == len(results) * self._batch_size
             joined[name] = whole[:count] if per_example else whole
         return joined
+
+
+def _names(given: Sequence[str] | None, what: str) -> Sequence[str]:
+    """Return the names of blobs that were given as a list."""
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise NetError(f"{what} takes a list of names, such as {what}=['ip1']; got {given!r}")
+    return given
 
 
 def _rows(values: Mapping[str, npt.ArrayLike]) -> int:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, NoReturn, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Net(NetCalls):
     """A network built from a prototxt.
 
     Args:
-        source: path of a net prototxt, its text, or a ``NetParameter``.
+        network_file: path of a net prototxt, its text, or a ``NetParameter``.
         phase: ``TRAIN`` or ``TEST``; which layers with phase rules are in.
         level: the state's level, 0 without it.
         stages: the state's stages, added to those of the file.
@@ -83,7 +83,7 @@ class Net(NetCalls):
 
     def __init__(
         self,
-        source: str | Path | caffe_pb2.NetParameter,
+        network_file: str | Path | caffe_pb2.NetParameter,
         phase: int | str | Path = caffe_pb2.TEST,
         level: int | None = None,
         stages: Sequence[str] | None = None,
@@ -106,7 +106,7 @@ class Net(NetCalls):
         if phase not in (caffe_pb2.TRAIN, caffe_pb2.TEST):
             raise UsageError(f"a net's phase is TRAIN (0) or TEST (1), not {phase!r}")
         stages = [stages] if isinstance(stages, str) else stages
-        text, where = _read(source)
+        text, where = _read(network_file)
         if state is None:
             state = merge_state(text, phase, level or 0, stages or ())
         else:
@@ -127,6 +127,7 @@ class Net(NetCalls):
         self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
         self._storages: list[Storage] = []
         self._lock = threading.RLock()
+        self._ran = [False] * len(self.layers)
         self._planned_shapes = self._shapes()
         self._param_shapes = [[blob.shape for blob in layer.blobs] for layer in self.layers]
         if shared is not None:
@@ -138,6 +139,12 @@ class Net(NetCalls):
         ends = f"inputs {', '.join(self.inputs)}; outputs {', '.join(self.outputs)}"
         return f"<Net '{self.name}': {len(self.layers)} layers; {ends}>"
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise NetError(
+            "a net cannot be copied or pickled; build another from the same text, and give it "
+            "these weights: net.save(path) and Net(..., weights=path), or other.share_with(net)"
+        )
+
     def _assemble(self, seed: int | np.random.SeedSequence | None) -> None:
         assembly = Assembly(xp=self.engine.xp, dtype=self.dtype, seed=seed)
         for node in self.graph.nodes:
@@ -146,10 +153,14 @@ class Net(NetCalls):
         self.layer_names: list[str] = [layer.name for layer in self.layers]
         self.bottoms: list[list[Blob]] = assembly.bottoms
         self.tops: list[list[Blob]] = assembly.tops
-        self.blobs: dict[str, Blob] = Named(assembly.blobs)
-        self.params: dict[str, list[Blob]] = Named(assembly.params)
+        self.blobs: dict[str, Blob] = Named(assembly.blobs, self._has_no("blob"))
+        self.params: dict[str, list[Blob]] = Named(
+            assembly.params, self._has_no("parameters of a layer")
+        )
         self.learnable: list[LearnableParam] = assembly.learnable
-        self.blob_loss_weights: dict[str, float] = Named(assembly.loss_weights)
+        self.blob_loss_weights: dict[str, float] = Named(
+            assembly.loss_weights, self._has_no("blob")
+        )
         self.inputs: list[str] = self.graph.inputs
         self.outputs: list[str] = self.graph.outputs
         self._top_names: list[list[str]] = assembly.top_names
@@ -188,6 +199,7 @@ class Net(NetCalls):
         first = len(self.layers) - 1 if first is None else first
         self._check_cut(first, last)
         with self.serving_holders():
+            self._check_forward_ran(first, last)
             for index in range(first, last - 1, -1):
                 self._call("before_backward", index)
                 self.backward_layer(index)
@@ -209,6 +221,7 @@ class Net(NetCalls):
         """Run one layer forward; return its share of the loss."""
         plan = self._plan or self._ready()
         plan.forward_layer(index)
+        self._ran[index] = True
         if self.layers[index].dynamic and self._shapes_changed():
             fill_loss_weights(self.layers[index], self.tops[index])
             self._reshape_from(index + 1)
@@ -295,7 +308,10 @@ class Net(NetCalls):
 
         Raises:
             NetError: a parameter has another shape there.
+            UsageError: ``other`` is no net.
         """
+        if not isinstance(other, Net):
+            raise UsageError(f"share_with takes a net, not {other!r}; copy_from reads a file")
         pairs = []
         given = other._all_params()
         for name, blobs in self._all_params().items():
@@ -410,6 +426,16 @@ class Net(NetCalls):
                     f"this backward"
                 )
 
+    def _check_forward_ran(self, first: int, last: int) -> None:
+        """Refuse a backward over layers that have not run forward with their present shapes."""
+        for index in range(first, last - 1, -1):
+            if self.nodes[index].needs_backward and not self._ran[index]:
+                raise NetError(
+                    f"backward needs what a forward pass left behind, but layer "
+                    f"'{self.layer_names[index]}' has not run forward yet, or not since the "
+                    f"net's shapes or memory changed; call net.forward() before it"
+                )
+
     def _ready(self) -> Plan:
         # Before the first plan too: shared parameters got other memory after their set-up.
         if self._plan is None or self._shapes_changed() or self._find_storages() != self._storages:
@@ -449,6 +475,7 @@ class Net(NetCalls):
         ]:
             guarded(layer, layer.reshape, bottoms, tops)
             fill_loss_weights(layer, tops)
+        self._ran[start:] = [False] * (len(self.layers) - start)
         self._planned_shapes = self._shapes()
         # A layer that reshapes its tops while a pass runs has the rest planned anew in between.
         changer = start - 1

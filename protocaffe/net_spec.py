@@ -302,6 +302,27 @@ def to_proto(*tops: Top | Function) -> caffe_pb2.NetParameter:
     return _net("", tops, {})
 
 
+def assign_proto(proto: Message, name: str, val: object) -> None:
+    """Set a field of a message as layers' parameters are set: from dicts, lists and names.
+
+    Raises:
+        LayerError: there is no such field, or the value is of the wrong kind.
+    """
+    _assign(proto, name, val, proto.DESCRIPTOR.name)
+
+
+def param_name_dict() -> dict[str, str]:
+    """Return, by layer type, the field that holds its settings, without ``_param``.
+
+    ``{"Convolution": "convolution", "ReLU": "relu", ...}``
+    """
+    return {
+        field.message_type.name.removesuffix("Parameter"): field.name.removesuffix("_param")
+        for field in caffe_pb2.LayerParameter.DESCRIPTOR.fields
+        if field.message_type and field.message_type.name.endswith("Parameter")
+    }
+
+
 Names = dict[Top | Function, str]
 
 

@@ -18,7 +18,7 @@ import caffe.pycaffe
 import protocaffe.coord_map, protocaffe.io, protocaffe.proto.caffe_pb2
 
 assert caffe is protocaffe is caffe.pycaffe
-assert L is protocaffe.net_spec.layers and P is protocaffe.params
+assert L is protocaffe.layers and P is protocaffe.params
 assert crop is protocaffe.coord_map.crop
 assert caffe_pb2 is protocaffe.proto.caffe_pb2 is caffe.io.caffe_pb2
 assert caffe.io is protocaffe.io and Layer is protocaffe.Layer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
+import pickle
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -271,9 +273,9 @@ def test_forward_and_backward_refuse_what_does_not_fit() -> None:
         small.forward(data=np.zeros((2, 3)))
     with pytest.raises(NetError, match="no layer 'ipp'; did you mean 'ip'"):
         small.forward(end="ipp")
-    with pytest.raises(KeyError, match=r"there is no 'prob' here \(names: x, y\)"):
+    with pytest.raises(KeyError, match=r"no blob 'prob' \(names: x, y\)"):
         small.forward(["prob"])
-    with pytest.raises(KeyError, match="there is no 'Ip' here; did you mean 'ip'"):
+    with pytest.raises(KeyError, match="of a layer 'Ip'; did you mean 'ip'"):
         _ = small.params["Ip"]
     assert repr(small) == "<Net 'small': 3 layers; inputs x; outputs y>"
     with pytest.raises(NetError, match=r"nothing in it leads to a loss.*force_backward"):
@@ -346,6 +348,24 @@ BAD_USE = {
     "parts of a row": (lambda n: n.blobs["x"].reshape(2.5, 3), "whole numbers"),
     "more than memory": (lambda n: n.blobs["x"].reshape(2**20, 2**20), r"at most 2\^31-1"),
     "arrays for MemoryData": (lambda n: n.set_input_arrays(0, 0), "first layer is of type Memory"),
+    "a layer by number": (lambda n: n.forward(end=1), "no layer '1'"),
+    "one name": (lambda n: n.forward(blobs="y"), r"list of names, such as blobs=.*; got 'y'"),
+    "a number of names": (lambda n: n.forward(1), "blobs takes a list of names.*; got 1"),
+    "complex numbers": (lambda n: n.forward(x=np.full((2, 3), 1j)), "'x' takes numbers"),
+    "digits": (lambda n: n.forward(x=np.full((2, 3), "1")), "'x' takes numbers"),
+    "an array for a blob": (
+        lambda n: n.blobs.update(x=np.zeros((2, 3))),
+        r"'x' cannot be replaced .*\['x'\].data\[...\] = values",
+    ),
+    "an array for parameters": (
+        lambda n: n.params.update(ip=np.zeros((4, 3))),
+        r"'ip' cannot be replaced .*\['ip'\]\[0\].data\[...\] = values",
+    ),
+    "an array for a parameter": (
+        lambda n: n.params["ip"].__setitem__(0, np.zeros((4, 3))),
+        r"parameter 0 cannot be replaced .*\[0\].data\[...\] = values",
+    ),
+    "no net to share with": (lambda n: n.share_with("small.caffemodel"), "takes a net"),
     "no examples": (lambda n: n.forward_all(x=np.zeros((0, 3))), "same number of examples"),
 }
 
@@ -355,6 +375,46 @@ def test_bad_use_is_explained(case: str) -> None:
     use, message = BAD_USE[case]
     with pytest.raises(ProtocaffeError, match=message):
         use(net(SMALL))
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_backward_needs_a_forward_pass(engine: str | None) -> None:
+    deep = net(DEEP, engine=engine)
+    with pytest.raises(NetError, match="layer 'loss' has not run forward yet"):
+        deep.backward(start="loss")
+    deep.forward(end="pool")
+    deep.backward(start="pool")
+    with pytest.raises(NetError, match="layer 'ip' has not run forward yet"):
+        deep.backward(start="ip")
+    deep.forward()
+    deep.backward()
+    deep.blobs["x"].reshape(1, 16, 9, 9)
+    with pytest.raises(NetError, match=r"call net\.forward"):
+        deep.backward()
+
+
+def test_blobs_can_be_copied_and_pickled_and_nets_say_what_to_do_instead() -> None:
+    small = net(SMALL)
+    small.params["ip"][0].diff = 3
+    best = copy.deepcopy(small.params)
+    kept = best["ip"][0]
+    np.testing.assert_array_equal(kept.data, small.params["ip"][0].data)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(kept)).diff, np.full((4, 3), 3))
+    kept.data = 7
+    assert small.params["ip"][0].data.max() < 7
+    assert (copy.copy(kept).data == 7).all()
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(NetError, match=r"a net cannot be copied or pickled; .*share_with"):
+            attempt(small)
+
+
+def test_results_are_shown_as_a_dict() -> None:
+    assert repr(net(SMALL).forward(x=np.zeros((2, 3)))).startswith("{'y': array([[0., 0.")
+
+
+def test_pycaffes_keywords() -> None:
+    by_keyword = Net(network_file=SMALL, phase=caffe_pb2.TEST, level=0, stages=[], weights=None)
+    assert by_keyword.outputs == ["y"]
 
 
 def test_a_net_goes_on_after_an_error() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import protocaffe.layers
-from protocaffe.errors import NetError
+from protocaffe.errors import LayerError, NetError
 from protocaffe.net import Net
-from protocaffe.net_spec import Function, NetSpec, Top, to_proto
+from protocaffe.net_spec import Function, NetSpec, Top, assign_proto, param_name_dict, to_proto
 from protocaffe.net_spec import layers as L
 from protocaffe.net_spec import params as P
 from protocaffe.proto import caffe_pb2
@@ -361,3 +361,12 @@ def test_any_chain_reads_back_and_builds(steps):
     assert parsed(n.to_prototxt()) == net == parsed(format_text(net))
     assert len(net.layer) == len(steps) + 2
     assert Net(net, engine="numpy").outputs == ["end"]
+
+
+def test_pycaffes_helpers():
+    assert param_name_dict()["InnerProduct"] == "inner_product"
+    layer = caffe_pb2.LayerParameter()
+    assign_proto(layer, "convolution_param", {"num_output": 3, "kernel_size": [5, 3], "pad": 1})
+    assert layer.convolution_param.kernel_size == [5, 3]
+    with pytest.raises(LayerError, match=r"LayerParameter: .*did you mean 'convolution_param'"):
+        assign_proto(layer, "convolution_params", {})

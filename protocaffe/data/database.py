@@ -207,7 +207,10 @@ class Lmdb(Database):
                 f"this kind: {error}"
             ) from error
         except lmdb.Error as error:
-            raise DataError(f"database '{self.path}' cannot be opened: {error}") from error
+            way_out = ""
+            if "already open" in str(error):
+                way_out = " Close what lmdb.open(...) returned before a net reads it: env.close()"
+            raise DataError(f"database '{self.path}' cannot be opened: {error}{way_out}") from error
         self._check_size(handle)
         return handle
 

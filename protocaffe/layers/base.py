@@ -19,6 +19,29 @@ Bounds = tuple[int, int | None]
 """Least and most number of blobs; None for no upper bound."""
 
 
+class Parameters(list[Blob]):
+    """A layer's learnable blobs.
+
+    Args:
+        dtype: type of the blobs that :meth:`add_blob` makes.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def add_blob(self, *shape: int) -> Blob:
+        """Append a blob of zeros; pycaffe's way to add one."""
+        self.append(Blob(shape, self._dtype))
+        return self[-1]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise NetError(
+            f"parameter {index} cannot be replaced by something else; write into its memory: "
+            f"[{index}].data[...] = values"
+        )
+
+
 class Layer:
     """One operation of a net: bottoms in, tops out, parameters of its own in ``blobs``.
 
@@ -85,7 +108,7 @@ class Layer:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.where = where
         self.dry = dry
-        self.blobs: list[Blob] = []
+        self.blobs = Parameters(self.dtype)
         self.param_propagate_down: list[bool] = []
         self.loss_weights: list[float] = []
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 from protocaffe.blob import Blob
@@ -21,18 +22,12 @@ from protocaffe.proto.files import DOWNLOADED
 OF_LAYERS = {*dir(Layer), *vars(Layer(caffe_pb2.LayerParameter()))} - {"blobs"}
 """Attributes that a layer has anyway, and that a class for pycaffe may use for itself."""
 
-
-class Parameters(list[Blob]):
-    """A layer's learnable blobs, with pycaffe's way to add one."""
-
-    def __init__(self, dtype: Any) -> None:
-        super().__init__()
-        self._dtype = dtype
-
-    def add_blob(self, *shape: int) -> Blob:
-        """Append a blob of zeros."""
-        self.append(Blob(shape, self._dtype))
-        return self[-1]
+LIBRARIES = (
+    "<frozen",
+    os.path.join(Path(__file__).parents[1], ""),
+    *{os.path.join(get_path(name), "") for name in ("stdlib", "purelib", "platlib")},
+)
+"""Where code lies that is not the user's own."""
 
 
 @register("Python")
@@ -73,7 +68,6 @@ class Python(Layer):
 
     def __init__(self, param: caffe_pb2.LayerParameter, **kwargs: Any) -> None:
         super().__init__(param, **kwargs)
-        self.blobs = Parameters(self.dtype)
         self.param_str = param.python_param.param_str
         self.param_str_ = self.param_str  # its name until 2015
         self._users: dict[str, Any] = {}
@@ -133,9 +127,9 @@ def _find_class(layer: Layer) -> type[Layer]:
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, Layer) and value is not Layer
     }
+    place = f"{settings.module} ({getattr(module, '__file__', None) or 'this session'})"
     if settings.layer in classes:
-        return classes[settings.layer]
-    place = f"{settings.module} ({module.__file__})"
+        return _complete(classes[settings.layer], layer, place)
     if hasattr(module, settings.layer):
         raise layer.error(
             f"'{settings.layer}' in module {place} is not a class derived from protocaffe.Layer"
@@ -143,6 +137,18 @@ def _find_class(layer: Layer) -> type[Layer]:
     raise layer.error(
         f"module {place} has no class '{settings.layer}'{did_you_mean(settings.layer, classes)}"
     )
+
+
+def _complete(found: type[Layer], layer: Layer, place: str) -> type[Layer]:
+    """Return the class if it has the methods that every layer needs."""
+    missing = [
+        name for name in ("reshape", "forward") if getattr(found, name) is getattr(Layer, name)
+    ]
+    if missing:
+        raise layer.error(
+            f"class '{found.__name__}' in module {place} has no method {' and no '.join(missing)}"
+        )
+    return found
 
 
 def _import(name: str, layer: Layer) -> Any:
@@ -174,10 +180,16 @@ def _blame(layer: Layer, what: str) -> Iterator[None]:
     except ProtocaffeError as error:
         if f"layer '{layer.name}'" in str(error):
             raise
-        raise Layer.error(layer, f"{what} failed: {error}") from error
+        raise Layer.error(layer, f"{what} failed at {_place(error)}: {error}") from error
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise Layer.error(
-            layer,
-            f"{what} failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {error}",
-        ) from error
+        said = f"{type(error).__name__}: {error}"
+        raise Layer.error(layer, f"{what} failed at {_place(error)}: {said}") from error
+
+
+def _place(error: Exception) -> str:
+    """Return file and line of the user's code where it went wrong, not of a library it calls."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if not each.filename.startswith(LIBRARIES)] or frames
+    return f"{own[-1].filename}:{own[-1].lineno}"

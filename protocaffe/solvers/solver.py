@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob
 from protocaffe.debug import log_update
 from protocaffe.engines import Engine, Loss, get_engine
-from protocaffe.errors import FileError, SolverError
+from protocaffe.errors import FileError, SolverError, UsageError
 from protocaffe.log import log, number
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -155,7 +156,7 @@ class Solver:
 
     def step(self, iterations: int) -> None:
         """Run a number of iterations, fewer if a stop is asked for."""
-        stop = self.iter + iterations
+        stop = self.iter + operator.index(iterations)
         self._stop_requested = False
         self._losses.clear()
         self._losses.extend(self._restored_losses)
@@ -248,7 +249,13 @@ class Solver:
         Args:
             before: called before the forward pass.
             after: called when the gradients are ready, before they change the parameters.
+
+        Raises:
+            UsageError: one of them cannot be called.
         """
+        for callback in (before, after):
+            if callback is not None and not callable(callback):
+                raise UsageError(f"add_callback takes functions, not {callback!r}")
         self._callbacks.append((before, after))
 
     def _iterate(self) -> None:

@@ -155,6 +155,12 @@ def test_leveldb_in_use(tmp_path):
     other.close()
 
 
+def test_a_database_that_the_program_itself_has_open(tmp_path):
+    path = write_database(tmp_path / "db", [b"a"])
+    with lmdb.open(str(path)):
+        check_refused(path, "already open in this process", "env.close()")
+
+
 def test_a_database_of_another_version_of_lmdb(tmp_path):
     path = write_database(tmp_path / "db", [b"a"])
     content = bytearray((path / "data.mdb").read_bytes())

@@ -65,7 +65,7 @@ class Growing(Layer):
         top[0].data[...] = self.phase
 
 
-class Refusing(Layer):
+class Refusing(Growing):
     def setup(self, bottom, top):
         raise self.error("give it another top")
 
@@ -79,6 +79,24 @@ class Failing(Layer):
 
     def backward(self, top, propagate_down, bottom):
         {}["key"]
+
+
+class Careless(Layer):
+    def reshape(self, bottom, top):
+        top[0].reshape(-1)
+
+    def forward(self, bottom, top):
+        pass
+
+
+class Incomplete(Layer):
+    def setup(self, bottom, top):
+        pass
+
+
+class Stacking(Growing):
+    def forward(self, bottom, top):
+        np.stack([])
 
 
 class Bare:
@@ -185,7 +203,10 @@ def test_any_class_of_layers_can_be_named(user_module):
         (python_layer("A", module="my.layers"), "no module 'my' where Python looks"),
         (python_layer("A", module="old"), "module old imports caffe; write 'import protocaffe as"),
         (python_layer("A", module=""), "python_param needs a module and a layer"),
-        (python_layer("A", module="broken"), "import of module broken failed at .*: SyntaxError"),
+        (python_layer("A", module="broken"), r"broken failed at .*broken\.py:1: SyntaxError"),
+        (python_layer("Incomplete"), "class 'Incomplete' .* has no method reshape and no forward"),
+        (python_layer("A", module="__main__"), r"module __main__ \(.*\) has no class 'A'"),
+        (python_layer("Careless"), r"reshape failed at .*my_layers\.py:\d+: .* cannot be negative"),
         (python_layer("A", module="lacking"), "failed at .*No module named 'no_such_package'"),
         (python_layer("Affine"), "setup failed at .*JSONDecodeError"),
     ],
@@ -208,6 +229,13 @@ def test_errors_inside_name_the_layer_and_the_line():
     assert "layer 'Failing' (Python): forward failed at" in message
     assert message.endswith(f"my_layers.py:{line}: ZeroDivisionError: division by zero")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_errors_in_libraries_name_the_line_that_called_them():
+    line = 1 + MODULE.splitlines().index("        np.stack([])")
+    net = make_net(python_layer("Stacking"), engine="numpy")
+    with pytest.raises(NetError, match=rf"forward failed at .*my_layers.py:{line}: ValueError"):
+        net.run_forward()
 
 
 def test_errors_in_backward_are_told_the_same_way():

@@ -362,6 +362,14 @@ def test_gradients_can_be_changed_before_the_update() -> None:
         assert (learnable.blob.data == old).all()
 
 
+def test_what_is_no_function_or_no_number_is_refused() -> None:
+    solver = get_solver(settings())
+    with pytest.raises(UsageError, match="add_callback takes functions, not 3"):
+        solver.add_callback(3)
+    with pytest.raises(TypeError, match="integer"):
+        solver.step(2.5)
+
+
 def test_a_net_uses_the_weights_of_a_solver() -> None:
     solver = get_solver(settings())
     other = Net(solver.param.net_param, caffe_pb2.TEST)
