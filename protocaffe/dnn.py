@@ -53,6 +53,26 @@ class Top(NamedTuple):
     place: int = 0
 
 
+class Layer(NamedTuple):
+    """What :meth:`Net.getLayer` tells of a layer.
+
+    Attributes:
+        name: its name, ``_input`` for layer 0, which stands for the net's inputs.
+        type: its type, empty for layer 0.
+        blobs: its parameters, arrays in Caffe's shapes; writing into them changes the net.
+        outputs: the names of its tops.
+    """
+
+    name: str
+    type: str
+    blobs: tuple[Array, ...]
+    outputs: tuple[str, ...]
+
+    def outputNameToIndex(self, outputName: str) -> int:
+        """Return which of the layer's tops has the name, -1 if none: is there such an input?"""
+        return self.outputs.index(outputName) if outputName in self.outputs else -1
+
+
 def __getattr__(name: str) -> Any:
     """Return what ``cv2.dnn`` calls so."""
     import cv2
@@ -228,6 +248,27 @@ class Net:
     def getLayerId(self, layer: str) -> int:
         """Return a layer's place in ``getLayerNames``, counted from 1; -1 if it is unknown."""
         return self._names.index(layer) + 1 if layer in self._names else -1
+
+    def getLayer(self, layerId: int | str) -> Layer:
+        """Return what a layer is.
+
+        Args:
+            layerId: its number, as of :meth:`getLayerId` (0 for the inputs), or its name.
+
+        Raises:
+            UsageError: there is no such layer.
+        """
+        if isinstance(layerId, str):
+            place = self._find(layerId).layer
+        elif layerId == 0:
+            return Layer("_input", "", (), tuple(self.net.inputs))
+        elif 0 < layerId <= len(self._places):
+            place = self._places[layerId - 1]
+        else:
+            raise UsageError(f"the net has no layer {layerId}; expected 0 to {len(self._places)}")
+        layer, node = self.net.layers[place], self.net.graph.nodes[place]
+        blobs = tuple(blob.data for blob in layer.blobs)
+        return Layer(self._name(place), layer.type, blobs, tuple(node.tops))
 
     def getUnconnectedOutLayers(self) -> npt.NDArray[np.int32]:
         """Return the numbers of the layers whose tops nobody reads."""

@@ -117,6 +117,22 @@ def test_layers_are_also_known_by_their_own_name_and_by_blobs(mixed):
     np.testing.assert_array_equal(mixed.forward("parts"), one)
 
 
+def test_layers_tell_what_they_are(old):
+    inputs = old.getLayer(0)
+    assert (inputs.name, inputs.type, inputs.blobs) == ("_input", "", ())
+    assert inputs.outputNameToIndex("data") == 0
+    assert inputs.outputNameToIndex("im_info") == -1
+    first = old.getLayer("conv1")
+    assert (first.name, first.type) == ("conv1", "Convolution")
+    assert first.blobs[0].shape == old.net.params["conv1"][0].shape
+    for name in old.getLayerNames():
+        assert old.getLayer(old.getLayerId(name)).name == old.getLayer(name).name == name
+    with pytest.raises(UsageError, match="no layer 99; expected 0 to"):
+        old.getLayer(99)
+    with pytest.raises(UsageError, match="no layer 'conv2'; did you mean"):
+        old.getLayer("conv2")
+
+
 def test_inputs_are_scaled_as_opencv_does(old):
     image = np.arange(144).reshape(1, 1, 12, 12)
     old.setInput(image.astype(np.uint8), "data", 0.5, 10)

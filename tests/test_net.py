@@ -389,6 +389,7 @@ def test_backward_needs_a_forward_pass(engine: str | None) -> None:
     deep.forward()
     deep.backward()
     deep.blobs["x"].reshape(1, 16, 9, 9)
+    deep.blobs["label"].reshape(1)
     with pytest.raises(NetError, match=r"call net\.forward"):
         deep.backward()
 

@@ -97,7 +97,7 @@ class MemoryData(Layer):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         if self._data is None or self._labels is None:
-            raise self.error("has no data yet; give it arrays with layer.reset(data, labels)")
+            raise self.error("has no data yet; give it: net.set_input_arrays(data, labels)")
         self.reshape(bottom, top)
         start = self.position % len(self._data)
         batch = slice(start, start + self.batch_size)

@@ -92,7 +92,9 @@ def test_augmentations_are_refused():
 
 
 def test_forward_without_data_says_how_to_give_it():
-    with pytest.raises(LayerError, match=r"'feed' \(MemoryData\): has no data yet; .*reset"):
+    with pytest.raises(
+        LayerError, match=r"'feed' \(MemoryData\): has no data yet; .*set_input_arrays"
+    ):
         memory_net().forward()
 
 
