@@ -148,7 +148,12 @@ def net_to_dot(
     *,
     display_lrm: bool = False,
 ) -> str:
-    """Return a net as text in Graphviz's language, DOT; see :func:`draw_net_to_file`."""
+    """Return a net as text in Graphviz's language, DOT; see :func:`draw_net_to_file`.
+
+    Raises:
+        UsageError: an unknown direction.
+        NetError: there is no layer to draw.
+    """
     if rankdir not in RANKDIRS:
         raise UsageError(f"unknown direction '{rankdir}'; expected one of {', '.join(RANKDIRS)}")
     net = NetParameter()

@@ -193,7 +193,11 @@ class Net(NetCalls):
         return loss
 
     def run_backward(self, first: int | None = None, last: int = 0) -> None:
-        """Run layers ``first`` down to ``last`` backward where they need it."""
+        """Run layers ``first`` down to ``last`` backward where they need it.
+
+        Raises:
+            NetError: the net has no backward pass, or one of these layers did not run forward.
+        """
         if self._forward_only:
             raise NetError("this net was made with forward_only: it has no backward pass")
         first = len(self.layers) - 1 if first is None else first

@@ -230,6 +230,24 @@ class Solver:
         """The learning rate of the next update."""
         return replace(self.learning_rate)(self.iter)  # a copy: asking must not advance it
 
+    def update_lr(self, rate: float) -> None:
+        """Make the next update use a learning rate; the policy goes on from there.
+
+        Raises:
+            UsageError: the rate is negative, or the policy gives 0 from here on.
+        """
+        if rate < 0:
+            raise UsageError(f"a learning rate is not negative, got {rate}")
+        before, self.base_lr = self.base_lr, 1
+        share = self.lr
+        if share <= 0:
+            self.base_lr = before
+            raise UsageError(
+                f"lr_policy '{self.param.lr_policy}' gives a rate of 0 at iteration {self.iter}, "
+                f"whatever base_lr is"
+            )
+        self.base_lr = rate / share
+
     def share_weights(self, net: Net) -> None:
         """Let another net use the training net's parameters."""
         net.share_with(self.net)

@@ -353,6 +353,23 @@ def test_the_rate_can_be_read_and_changed() -> None:
     assert solver.lr == 0.25
 
 
+def test_the_policy_goes_on_from_a_new_rate() -> None:
+    halving = settings(base_lr=0.5, lr_policy="exp", gamma=0.5)
+    solver = get_solver(halving)
+    solver.add_callback(before=lambda: solver.iter == 2 and solver.update_lr(0.8))
+    rates = []
+    solver.add_callback(after=lambda: rates.append(solver.lr))
+    solver.step(4)
+    np.testing.assert_allclose(rates, [0.5, 0.25, 0.8, 0.4], rtol=1e-6)
+    with pytest.raises(UsageError, match="not negative, got -1"):
+        solver.update_lr(-1)
+    ending = get_solver(settings(base_lr=0.5, lr_policy="poly", power=1, max_iter=2))
+    ending.step(2)
+    with pytest.raises(UsageError, match="'poly' gives a rate of 0 at iteration 2"):
+        ending.update_lr(0.1)
+    assert ending.base_lr == 0.5
+
+
 def test_gradients_can_be_changed_before_the_update() -> None:
     solver = get_solver(settings())
     before = [p.blob.data.copy() for p in solver.net.learnable]
