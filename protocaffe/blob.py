@@ -386,6 +386,12 @@ class Blob:
         if count != self.diff_storage.count:
             self.diff_storage = self.diff_storage.resized(count)
 
+    def move_back(self, data: Storage, diff: Storage) -> None:
+        """Use storages again that were the blob's before it was reshaped to and fro."""
+        if self.data_storage is not data:
+            data.host_overwrite()[:] = self.data_storage.host_read()
+            self.data_storage, self.diff_storage = data, diff
+
     def share_data(self, other: Blob) -> None:
         """Use the other blob's data from now on (equal counts)."""
         self._check_count(other)

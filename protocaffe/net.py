@@ -224,14 +224,27 @@ class Net(NetCalls):
     def forward_layer(self, index: int) -> SupportsFloat:
         """Run one layer forward; return its share of the loss."""
         plan = self._plan or self._ready()
-        plan.forward_layer(index)
+        if self.layers[index].dynamic:
+            self._forward_dynamic(plan, index)
+        else:
+            plan.forward_layer(index)
         self._ran[index] = True
-        if self.layers[index].dynamic and self._shapes_changed():
-            fill_loss_weights(self.layers[index], self.tops[index])
-            self._reshape_from(index + 1)
         if self.debug_info:
             log_forward(self.layers[index], self._top_names[index], self.tops[index])
         return (self._plan or plan).loss(index)
+
+    def _forward_dynamic(self, plan: Plan, index: int) -> None:
+        """Run a layer forward that may give its tops other shapes."""
+        tops = self.tops[index]
+        memory = [(top.data_storage, top.diff_storage) for top in tops]
+        plan.forward_layer(index)
+        if self._shapes_changed():
+            fill_loss_weights(self.layers[index], tops)
+            self._reshape_from(index + 1)
+            return
+        # Layers for pycaffe reshape a top to some shape and then to the right one in every pass.
+        for top, (data, diff) in zip(tops, memory, strict=True):
+            top.move_back(data, diff)
 
     def backward_layer(self, index: int) -> None:
         """Run one layer backward if it needs it."""

@@ -65,6 +65,24 @@ class Growing(Layer):
         top[0].data[...] = self.phase
 
 
+class Proposing(Layer):
+    '''Reshapes to and fro, as the proposal layers of detectors do.'''
+
+    def setup(self, bottom, top):
+        self.rows = [3, 3, 3, 2, 2, 4, 4]
+
+    def reshape(self, bottom, top):
+        top[0].reshape(1, 5)
+
+    def forward(self, bottom, top):
+        rows = self.rows.pop(0)
+        top[0].reshape(rows, 5)
+        top[0].data[...] = np.arange(5 * rows).reshape(rows, 5) + bottom[0].data.sum()
+
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = top[0].diff.sum()
+
+
 class Refusing(Growing):
     def setup(self, bottom, top):
         raise self.error("give it another top")
@@ -176,6 +194,30 @@ def test_reshape_runs_before_each_forward_and_the_net_follows():
         assert net.blobs["y"].shape == net.blobs["z"].shape == (rows, 2)
         assert (net.blobs["z"].data == 2).all()
         assert loss == 2 * rows
+
+
+@pytest.mark.parametrize("engine", ["numpy", None])
+def test_tops_may_be_reshaped_to_and_fro_in_every_pass(engine):
+    products = [
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f'inner_product_param {{ num_output: {size} weight_filler {{ type: "xavier" }} }} }}'
+        for name, bottom, size in (("a", "y", 4), ("b", "a", 2))
+    ]
+    net = make_net("force_backward: true", python_layer("Proposing"), *products, engine=engine)
+    kept = net.blobs["y"].diff
+    for round_number, rows in enumerate([3, 3, 3, 2, 2, 4, 4]):
+        net.clear_param_diffs()
+        result = net.forward(x=np.full((2, 3), round_number), t=np.zeros((2, 3)))["b"]
+        rois = np.arange(5 * rows).reshape(rows, 5) + 6 * round_number
+        (a, _), (b, _) = net.params["a"], net.params["b"]
+        np.testing.assert_allclose(result, rois @ a.data.T @ b.data.T, rtol=1e-4, atol=1e-4)
+        gradient = net.backward(b=np.ones((rows, 2)), t=np.zeros((2, 3)))["x"]
+        expected = np.ones((rows, 2)) @ b.data @ a.data
+        np.testing.assert_allclose(gradient, np.full((2, 3), expected.sum()), rtol=1e-4)
+        np.testing.assert_allclose(a.diff, (np.ones((rows, 2)) @ b.data).T @ rois, rtol=1e-4)
+        if round_number in (1, 2):
+            np.testing.assert_allclose(kept, expected, rtol=1e-4)
+        kept = net.blobs["y"].diff
 
 
 def test_loss_counts_all_of_a_top_that_grew():
