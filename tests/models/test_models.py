@@ -1,5 +1,6 @@
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from protocaffe.check import check_file
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import read_net, read_solver
@@ -104,6 +106,18 @@ class TestPublishedModel:
         if "sha1" in facts:
             assert re.fullmatch("[0-9a-f]{40}", facts["sha1"])
             assert facts["caffemodel_url"].endswith(facts["caffemodel"])
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_nothing_is_wrong_but_that_the_images_are_missing(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert check_file(folder / "deploy.prototxt").problems == []
+    place = f"models/{folder.name}"
+    shutil.copytree(folder, tmp_path / place, ignore=shutil.ignore_patterns("*_lmdb"))
+    problems = check_file(f"{place}/solver.prototxt").problems
+    missing = r"layer '\w+' \(\w+\): \w+\.(source|mean_file): no such file or folder: .*"
+    assert {each.severity for each in problems if re.fullmatch(missing, each.message)} == {"error"}
+    assert [each for each in problems if not re.fullmatch(missing, each.message)] == []
 
 
 def test_the_weights_that_ship_load():
