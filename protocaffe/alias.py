@@ -2,7 +2,8 @@
 
 Notebooks and layers written for pycaffe say ``from caffe import layers as L``, ``from caffe.proto
 import caffe_pb2`` and ``import caffe`` again in every file. All of that means protocaffe, the very
-same modules, unless a package of the name ``caffe`` is installed, which then is what they get.
+same modules, unless a package of the name ``caffe`` is installed, which then is what they get. The
+sources of pycaffe, without what has to be compiled, are none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 PACKAGE = __name__.partition(".")[0]
-CORES = ("caffe._caffe", "caffe.pycaffe")
+CORES = ("caffe.pycaffe", "caffe._caffe")
 """The modules of pycaffe whose names are those of the package itself here."""
 
 
@@ -39,9 +40,14 @@ class CaffeFinder(MetaPathFinder, Loader):
 
 
 def _is_installed(name: str) -> bool:
-    """Whether there is such a package; a folder of that name, with other files, is none."""
+    """Whether there is such a package that works; a folder with other files is none."""
     spec = PathFinder.find_spec(name)
-    return spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        return False
+    sources, compiled = (
+        PathFinder.find_spec(core, spec.submodule_search_locations) for core in CORES
+    )
+    return sources is None or compiled is not None
 
 
 def _meant(name: str) -> str:

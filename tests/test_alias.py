@@ -62,6 +62,8 @@ layer { name: "y" type: "Python" bottom: "x" top: "y"
     [
         ({"caffe/__init__.py": "own = 1"}, "'caffe'"),
         ({"caffe.py": "own = 1"}, "'caffe'"),
+        ({"caffe/__init__.py": "", "caffe/pycaffe.py": "", "caffe/_caffe.py": ""}, "'caffe'"),
+        ({"caffe/__init__.py": "", "caffe/pycaffe.py": "", "caffe/_caffe.cpp": ""}, "'protocaffe'"),
         ({"caffe/README.md": "a checkout of something else"}, "'protocaffe'"),
     ],
 )

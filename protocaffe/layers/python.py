@@ -159,10 +159,6 @@ def _import(name: str, layer: Layer) -> Any:
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
-                if error.name == "caffe":
-                    raise layer.error(
-                        f"module {name} imports caffe; write 'import protocaffe as caffe' in it"
-                    ) from None
                 if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                     raise  # the module is there, what it imports is not
                 raise layer.error(

@@ -243,7 +243,6 @@ def test_any_class_of_layers_can_be_named(user_module):
         (python_layer("json"), "is not a class derived from protocaffe.Layer"),
         (python_layer("Affine", module="my_layer"), "no module 'my_layer' where Python looks"),
         (python_layer("A", module="my.layers"), "no module 'my' where Python looks"),
-        (python_layer("A", module="old"), "module old imports caffe; write 'import protocaffe as"),
         (python_layer("A", module=""), "python_param needs a module and a layer"),
         (python_layer("A", module="broken"), r"broken failed at .*broken\.py:1: SyntaxError"),
         (python_layer("Incomplete"), "class 'Incomplete' .* has no method reshape and no forward"),
@@ -255,7 +254,6 @@ def test_any_class_of_layers_can_be_named(user_module):
 )
 def test_what_a_person_gets_wrong(user_module, layer, message):
     (user_module / "broken.py").write_text("class A(:\n")
-    (user_module / "old.py").write_text("import caffe\n")
     (user_module / "lacking.py").write_text("import no_such_package\n")
     with pytest.raises(NetError, match=message) as caught:
         make_net(layer)
