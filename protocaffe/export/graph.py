@@ -72,11 +72,13 @@ class OnnxGraph:
     Attributes:
         dynamic: the blobs whose first axis is the batch and may have any extent.
         nodes: ``NodeProto`` messages in order.
+        open_axes: by blob, the axis whose extent depends on the values.
         initializers: ``TensorProto`` messages by name.
         layer: name of the layer being exported, for names.
     """
 
     dynamic: set[Blob] = field(default_factory=set)
+    open_axes: dict[Blob, int] = field(default_factory=dict)
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[str, Any] = field(default_factory=dict)
     layer: str = ""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import protocaffe.export.detection
 import protocaffe.export.elementwise
 import protocaffe.export.image
 import protocaffe.export.recurrent
@@ -43,7 +44,6 @@ REASONS = {
     "Accuracy": LABELS,
     "ContrastiveLoss": LABELS,
     "Data": DATA,
-    "DetectionOutput": "ONNX suppresses overlapping boxes in another way; export up to its bottoms",
     "DummyData": DATA,
     "EuclideanLoss": LABELS,
     "Filter": "how many samples it lets pass depends on their values",
@@ -305,6 +305,8 @@ def _model(graph: OnnxGraph, net: Net, outputs: list[str]) -> Any:
         shape: list[int | str | None] = list(blob.shape)
         if blob in graph.dynamic:
             shape[0] = BATCH if shape[0] == _batch(net) else None
+        if blob in graph.open_axes:
+            shape[graph.open_axes[blob]] = None
         return helper.make_tensor_value_info(name, FLOAT, shape)
 
     content = helper.make_graph(

@@ -13,7 +13,7 @@ from protocaffe.errors import FileError, UsageError
 from protocaffe.log import log
 from protocaffe.proto.files import DOWNLOADED, StrPath
 from protocaffe.zoo.catalogue import README
-from protocaffe.zoo.fetch import fetch
+from protocaffe.zoo.fetch import NotFetchedError, fetch
 
 HOST = "https://gist.github.com"
 MAX_BYTES = 64 << 20
@@ -54,7 +54,7 @@ def download_gist(gist: str, folder: StrPath = "models", *, host: str = HOST) ->
         with FolderAside(target) as aside:
             made = Path(aside.folder)
             archive = made / DOWNLOADED
-            fetch([address], archive)
+            _fetch(address, archive, target)
             _unpack(archive, made, address)
             archive.write_text(f"{host}/{match[1]}\n")
     except OSError as error:
@@ -62,6 +62,13 @@ def download_gist(gist: str, folder: StrPath = "models", *, host: str = HOST) ->
     if not (target / README).exists():
         log.warning("%s: the gist has no %s, so nothing is known of its weights", target, README)
     return target
+
+
+def _fetch(address: str, archive: Path, target: Path) -> None:
+    try:
+        fetch([address], archive)
+    except NotFetchedError as error:
+        raise NotFetchedError(str(error).replace(str(archive), str(target))) from None
 
 
 def _unpack(archive: Path, folder: Path, address: str) -> None:

@@ -335,6 +335,66 @@ def test_regions(layer):
     assert exported.batch is None
 
 
+def detections(text, images=1):
+    """A net that finds objects of 4 classes among 30 priors, and its inputs."""
+    net = net_of(
+        "".join(
+            input_layer(name, shape)
+            for name, shape in (
+                ("loc", (images, 120)),
+                ("conf", (images, 120)),
+                ("priors", (1, 2, 120)),
+            )
+        )
+        + f"""
+        layer {{ name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf"
+            bottom: "priors" top: "found"
+            detection_output_param {{ num_classes: 4 {text} }} }}
+        """
+    )
+    rng = np.random.default_rng(0)
+    low, size = rng.uniform(0, 0.7, (30, 2)), rng.uniform(0.1, 0.4, (30, 2))
+    boxes = np.concatenate([low, low + size], axis=1)
+    priors = np.stack([boxes.ravel(), np.tile([0.1, 0.1, 0.2, 0.2], 30)])[None]
+    conf = rng.dirichlet(np.ones(4) / 2, (images, 30)).reshape(images, -1)
+    loc = rng.normal(0, 0.3, (images, 120))
+    inputs = {"loc": loc, "conf": conf, "priors": priors}
+    return net, {name: each.astype(np.float32) for name, each in inputs.items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "code_type: CENTER_SIZE confidence_threshold: 0.3 nms_param { nms_threshold: 0.45 }",
+        "code_type: CENTER_SIZE nms_param { nms_threshold: 0.2 top_k: 9 } keep_top_k: 7",
+        "code_type: CENTER_SIZE nms_param { top_k: 400 } keep_top_k: 200",
+        "code_type: CORNER confidence_threshold: 0.1 keep_top_k: 5 background_label_id: 2",
+        "code_type: CORNER_SIZE variance_encoded_in_target: true background_label_id: -1",
+        "code_type: CENTER_SIZE confidence_threshold: 2",
+        "code_type: CENTER_SIZE confidence_threshold: 2 keep_top_k: 10",
+    ],
+)
+def test_objects_that_are_found(text):
+    net, inputs = detections(text)
+    exported = assert_same(net, inputs)
+    assert exported.batch == 1
+    (output,) = exported.model.graph.output
+    assert [each.dim_value for each in output.type.tensor_type.shape.dim] == [1, 1, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "reason"),
+    [
+        ("", 2, "one image at a time"),
+        ("nms_param { eta: 0.9 }", 1, "an eta below 1"),
+    ],
+)
+def test_objects_that_are_found_in_another_way(text, images, reason):
+    net, _ = detections(text, images)
+    with pytest.raises(LayerError, match=reason):
+        export_onnx(net)
+
+
 @pytest.mark.parametrize("size", ["scale: 2", "upsample_h: 11 upsample_w: 15"])
 def test_unpooling(size):
     net = net_of(
