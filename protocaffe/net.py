@@ -117,7 +117,8 @@ class Net(NetCalls):
         self.debug_info: bool = text.debug_info
         self._forward_only = forward_only
         self._reuses_memory = reuse_memory
-        self._assemble(next_seed() if seed is None else seed)
+        with self.engine.active():
+            self._assemble(next_seed() if seed is None else seed)
         self._log_summary()
         if forward_only:
             for node in self.nodes:
@@ -394,13 +395,15 @@ class Net(NetCalls):
     def get_state(self) -> dict[str, Any]:
         """Return what a run that goes on later needs besides the weights, as JSON values."""
         layers = zip(numbered(self.layer_names), self.layers, strict=True)
-        return {name: layer.get_state() for name, layer in layers}
+        with self.engine.active():
+            return {name: layer.get_state() for name, layer in layers}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where :meth:`get_state` was called; layers it does not know stay."""
         for name, layer in zip(numbered(self.layer_names), self.layers, strict=True):
             if name in state:
-                layer.set_state(state[name])
+                with self.engine.active():
+                    layer.set_state(state[name])
 
     # -- building ------------------------------------------------------------------------
 
@@ -486,6 +489,10 @@ class Net(NetCalls):
         return [each for blob in blobs for each in (blob.data_storage, blob.diff_storage)]
 
     def _reshape_from(self, start: int) -> Plan:
+        with self.engine.active():
+            return self._plan_from(start)
+
+    def _plan_from(self, start: int) -> Plan:
         self._check_shapes()
         for layer, bottoms, tops in list(zip(self.layers, self.bottoms, self.tops, strict=True))[
             start:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
@@ -40,6 +40,11 @@ class RawBatch(Generic[R]):
     wraps: int
 
 
+def empty_bytes(size: int) -> Array:
+    """Return memory with any content."""
+    return np.empty(size, np.uint8)
+
+
 class Batch:
     """What a data layer puts in its tops; the memory is used again for the next batch.
 
@@ -50,21 +55,25 @@ class Batch:
         wraps: see :class:`RawBatch`.
         mean: what is still to be subtracted, from :meth:`Transformer.mean_of_batch`, or None.
         scale: what is still to be multiplied afterwards.
+
+    Args:
+        memory: makes the images' memory, from a number of bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Callable[[int], Array] = empty_bytes) -> None:
         self.data: Array = np.empty((0, 0, 0, 0), np.float32)
         self.labels: Floats = np.empty(0, np.float32)
         self.wraps = 0
         self.mean: Array | None = None
         self.scale = np.float32(1)
+        self._make_memory = memory
         self._memory = np.empty(0, np.uint8)
 
     def reshape(self, *shape: int, dtype: npt.DTypeLike = np.float32) -> None:
         """Give ``data`` and ``labels`` their shapes; the values are whatever was there."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size > self._memory.size:
-            self._memory = np.empty(size, np.uint8)
+            self._memory = self._make_memory(size)
         self.data = self._memory[:size].view(dtype).reshape(shape)
         if len(self.labels) != shape[0]:
             self.labels = np.empty(shape[0], np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
@@ -208,6 +208,10 @@ class Engine:
             history: what the rule remembers, see :class:`~protocaffe.solvers.Solver`.
         """
         return None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which layers may be made and shaped, with arrays of ``xp``."""
+        return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until all work that was asked for is done."""

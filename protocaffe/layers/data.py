@@ -12,6 +12,7 @@ from protocaffe.data.batches import (
     DatumFiller,
     RawBatch,
     database_rounds,
+    empty_bytes,
     read_batches,
 )
 from protocaffe.data.database import open_database
@@ -39,6 +40,10 @@ class PrefetchingLayer(Layer):
 
     A child class sets ``batch_size``, ``_shape`` and ``_filler`` in its ``setup``, which calls
     this one's first, and says in ``_raw_batches`` what the filler gets.
+
+    Attributes:
+        position: how many images ``forward`` has given out so far.
+        host_memory: makes the memory of batches, from a number of bytes.
     """
 
     bottoms = (0, 0)
@@ -52,6 +57,7 @@ class PrefetchingLayer(Layer):
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         self.position = 0
         self.batch_size = 0
+        self.host_memory = empty_bytes
         self._prefetcher: Prefetcher[RawBatch[Any], Batch] | None = None
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -60,18 +66,23 @@ class PrefetchingLayer(Layer):
             top[1].reshape(self.batch_size)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        batch = self.take_batch(bottom, top)
+        batch.copy_to(top[0].data, self.xp)
+        if len(top) > 1:
+            top[1].data[...] = self.xp.asarray(batch.labels)
+        if self._prefetcher is not None:
+            self._prefetcher.release()
+
+    def take_batch(self, bottom: list[Blob], top: list[Blob]) -> Batch:
+        """Return the next batch, for which the tops get their shapes; it stays until the next."""
         batch = self._next_batch()
         for _ in range(batch.wraps):
             log.info("Restarting data prefetching from start.")
         if batch.data.shape != top[0].shape:
             self._shape = batch.data.shape[1:]
             self.reshape(bottom, top)
-        batch.copy_to(top[0].data, self.xp)
-        if len(top) > 1:
-            top[1].data[...] = self.xp.asarray(batch.labels)
-        if self._prefetcher is not None:
-            self._prefetcher.release()
         self.position += self.batch_size
+        return batch
 
     def seek(self, position: int) -> None:
         """Go on as if ``position`` images had been given out since the set-up.
@@ -103,7 +114,7 @@ class PrefetchingLayer(Layer):
 
     def _next_batch(self) -> Batch:
         if self._prefetcher is None:
-            buffers = [Batch() for _ in range(self.param.data_param.prefetch + 1)]
+            buffers = [Batch(self.host_memory) for _ in range(self.param.data_param.prefetch + 1)]
             self._prefetcher = Prefetcher(self._raw_batches(), self._filler, buffers)
         try:
             return self._prefetcher.next()

@@ -137,6 +137,12 @@ class Device:
         """Set ``out = a @ b``, or add to it; see :meth:`CuBlas.gemm`."""
         self._blas.gemm(a, b, out, add)
 
+    def pinned(self, size: int) -> Array:
+        """Return bytes of host memory that is copied to the device without a detour."""
+        memory = self.xp.cuda.alloc_pinned_memory(size)
+        array: Array = np.frombuffer(memory, np.uint8, size)
+        return array
+
     # -- blobs ---------------------------------------------------------------------------
 
     def bring(self, storage: Storage) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from protocaffe.blob import Blob, Storage
 from protocaffe.engines.base import Engine, LayerNode, Plan, WholeUpdate
 from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the overrides)
     convolution,
+    data,
     inner_product,
     library,
     loss,
@@ -87,6 +89,10 @@ class CudaEngine(Engine):
         if not learnable or any(each.blob.dtype != np.float32 for each in learnable):
             return None
         return CudaUpdate(self.device, rule, param, learnable, history) if rule in RULES else None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which arrays are made on the device."""
+        return self.device.active()
 
     def synchronize(self) -> None:
         """Wait until the device is done."""

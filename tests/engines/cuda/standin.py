@@ -77,7 +77,17 @@ class Array:
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "size", "ndim", "dtype", "nbytes", "itemsize", "flags", "strides"):
             return getattr(self.host, name)
-        if name in ("reshape", "ravel", "swapaxes", "transpose", "astype", "copy", "sum", "mean"):
+        if name in (
+            "reshape",
+            "ravel",
+            "swapaxes",
+            "transpose",
+            "view",
+            "astype",
+            "copy",
+            "sum",
+            "mean",
+        ):
             return lambda *args, **kwargs: call(getattr(np.ndarray, name), (self, *args), kwargs)
         if name in ("max", "min", "argmax", "any", "all", "cumsum"):
             return lambda *args, **kwargs: call(getattr(np.ndarray, name), (self, *args), kwargs)
@@ -100,7 +110,7 @@ class Array:
         out[...] = self.host
         return out
 
-    def set(self, values: np.ndarray) -> None:
+    def set(self, values: np.ndarray, stream: Stream | None = None) -> None:
         assert recorder.capturing is None, "set while a stream captures"
         assert isinstance(values, np.ndarray)
         assert values.shape == self.shape
@@ -321,6 +331,7 @@ class CuPy:
         Device=lambda number: nullcontext(),
         Stream=Stream,
         MemoryPool=MemoryPool,
+        alloc_pinned_memory=bytearray,
         using_allocator=using_allocator,
     )
 

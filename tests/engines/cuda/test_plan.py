@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.text import parse_text
 from protocaffe.solvers import Solver, get_solver
+from tests.data.samples import random_images, raw_datum, write_database
 from tests.engines.cuda.standin import recorder, standin_engine
 
 NET = """
@@ -237,3 +239,24 @@ def test_dropout_keeps_its_share_and_drops_the_same_in_backward(engine: CudaEngi
     net.set_state(state)
     net.forward()
     np.testing.assert_array_equal(net.blobs["y"].data, after)
+
+
+@pytest.mark.parametrize("scale", ["", "mean_value: 100 scale: 0.01 mirror: true"])
+def test_data_layers_give_what_they_give_on_the_cpu(
+    engine: CudaEngine, tmp_path: Path, scale: str
+) -> None:
+    images = random_images((3, 9, 9), 25)
+    data = [raw_datum(image, number % 5) for number, image in enumerate(images)]
+    source = write_database(tmp_path / "images", data)
+    text = f"""layer {{ name: "data" type: "Data" top: "data" top: "label"
+        transform_param {{ {scale} }}
+        data_param {{ source: "{source}" batch_size: 6 backend: LMDB }} }}"""
+    text += NET[NET.index("layer", 10) :]
+    nets = [Net(text, caffe_pb2.TRAIN, engine=each, seed=1) for each in (engine, "numpy")]
+    for _ in range(6):
+        losses = [net.run_forward() for net in nets]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for name in ("data", "label"):
+            np.testing.assert_allclose(nets[0].blobs[name].data, nets[1].blobs[name].data)
+    for net in nets:
+        net.close()
