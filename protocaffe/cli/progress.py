@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +22,9 @@ from rich.text import Text
 from protocaffe.log import log_above, number
 from protocaffe.solvers import Solver
 
+LOOK_S = 0.2
+"""How often the loss is read, in seconds: whoever reads it waits for a device that computes."""
+
 
 @contextmanager
 def training_progress(solver: Solver, console: Console) -> Iterator[None]:
@@ -35,8 +40,14 @@ def training_progress(solver: Solver, console: Console) -> Iterator[None]:
     )
     task = bar.add_task("", total=solver.param.max_iter, completed=solver.iter, loss="-")
 
+    looked = -math.inf
+
     def after_iteration() -> None:
-        bar.update(task, completed=solver.iter + 1, loss=number(solver.smoothed_loss))
+        nonlocal looked
+        bar.update(task, completed=solver.iter + 1)
+        if monotonic() - looked > LOOK_S:
+            bar.update(task, loss=number(solver.smoothed_loss))
+            looked = monotonic()
 
     solver.add_callback(after=after_iteration)
     with bar, log_above(console):

@@ -115,10 +115,21 @@ def _time_pass(
     """Run both passes once, adding each layer's seconds to the arrays; return the whole time."""
     layers = range(len(net.layers))
     net.clear_param_diffs()
+    net.engine.synchronize()
     before = perf_counter()
-    _time_each(net.forward_layer, layers, forward)
-    _time_each(net.backward_layer, reversed(layers), backward)
+    _time_each(_until_done(net, net.forward_layer), layers, forward)
+    _time_each(_until_done(net, net.backward_layer), reversed(layers), backward)
     return perf_counter() - before
+
+
+def _until_done(net: Net, work: Callable[[int], object]) -> Callable[[int], None]:
+    """Return work that ends when its device has done it."""
+
+    def run(index: int) -> None:
+        work(index)
+        net.engine.synchronize()
+
+    return run
 
 
 def _time_each(
@@ -141,7 +152,7 @@ def _tell_pieces(net: Net, iterations: int) -> None:
     for _ in range(iterations):
         net.clear_param_diffs()
         plan.begin()
-        _time_each(lambda place: works[place](), range(len(works)), seconds)
+        _time_each(_until_done(net, lambda place: works[place]()), range(len(works)), seconds)
     seconds /= iterations
     log.info("Average time per piece of work: ")
     reorders = 0.0

@@ -67,8 +67,9 @@ class CudaData(Override[PrefetchingLayer]):
             upload.wait()
         batch = self.layer.take_batch(bottom, top)
         if self._mean[0] is not batch.mean:
-            mean = batch.mean
-            self._mean = (mean, None if mean is None else self.xp.asarray(mean))
+            # It is the same for all images, though NumPy gets it once for each.
+            mean = None if batch.mean is None else self.xp.asarray(batch.mean[:1])
+            self._mean = (batch.mean, mean)
         images = self._images.copy(batch.data)
         normalize(images, self._mean[1], batch.scale, top[0].data)
         self._images.done()

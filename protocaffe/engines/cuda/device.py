@@ -103,7 +103,7 @@ class Device:
             self.stream = xp.cuda.Stream(non_blocking=True)
             self.copies = xp.cuda.Stream(non_blocking=True)
             code = Path(__file__).with_name("kernels.cu").read_text()
-            self._module = xp.RawModule(code=code, options=("--std=c++14",))
+            self._module = xp.RawModule(code=code, options=("--std=c++17",))
             self._workspace = xp.empty(WORKSPACE, np.uint8)
             self._blas = blas(self.stream.ptr, (self._workspace.data.ptr, WORKSPACE))
             self.dnn = dnn(self.stream.ptr)

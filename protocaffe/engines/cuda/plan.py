@@ -32,6 +32,7 @@ from protocaffe.engines.cuda.device import CapturingError, Device, DeviceArray
 from protocaffe.engines.cuda.overrides import Override, find_override
 from protocaffe.layers import Layer
 from protocaffe.layers.base import layer_class
+from protocaffe.log import log
 
 CAPTURED = frozenset(
     layer_class(name)
@@ -136,7 +137,9 @@ class Segment:
         try:
             works = [step.queue for step in self._steps]
             self._graph = self._device.capture(works, self._graphs.pool)
-        except CapturingError:
+        except (CapturingError, NotImplementedError, RuntimeError) as error:
+            # RuntimeError: what CUDA says; NotImplementedError: what CuPy does not capture.
+            log.warning("a pass cannot be a CUDA graph (%s): its layers run one by one", error)
             self._refused = True
             return False
         storages.update((k, each) for step in self._steps for k, each in step.touched.items())

@@ -61,7 +61,7 @@ def compiled(source: str) -> tuple[dict[str, Kernel], ctypes.CDLL]:
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
         file.write_text(code)
-        command = [COMPILER, "-std=c++14", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
+        command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
         subprocess.run([*command, "-o", str(library), str(file)], check=True, capture_output=True)
         return kernels, ctypes.CDLL(str(library))
 

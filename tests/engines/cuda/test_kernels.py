@@ -12,7 +12,7 @@ import pytest
 from protocaffe.engines.cuda import device
 
 SOURCE = Path(device.__file__).with_name("kernels.cu").read_text()
-OPTIONS = ("--std=c++14",)
+OPTIONS = ("--std=c++17",)
 
 
 def _nvrtc() -> ctypes.CDLL | None:
