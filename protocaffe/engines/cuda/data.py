@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from protocaffe.blob import Array, Blob
+from protocaffe.data.batches import Batch
 from protocaffe.data.transformer import normalize
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
@@ -59,19 +60,16 @@ class CudaData(Override[PrefetchingLayer]):
         super().__init__(device, node)
         node.layer.host_memory = device.pinned
         self._images, self._labels = Upload(device), Upload(device)
-        self._mean: tuple[Array | None, Any] = (None, None)
+        self._mean: Any = None
+        self._mean_place: tuple[object, ...] = ()
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         # The threads fill the last batch's memory again as soon as the next one is taken.
         for upload in (self._images, self._labels):
             upload.wait()
         batch = self.layer.take_batch(bottom, top)
-        if self._mean[0] is not batch.mean:
-            # It is the same for all images, though NumPy gets it once for each.
-            mean = None if batch.mean is None else self.xp.asarray(batch.mean[:1])
-            self._mean = (batch.mean, mean)
         images = self._images.copy(batch.data)
-        normalize(images, self._mean[1], batch.scale, top[0].data)
+        normalize(images, self._mean_of(batch), batch.scale, top[0].data)
         self._images.done()
         if len(top) > 1:
             top[1].data[...] = self._labels.copy(batch.labels)
@@ -79,3 +77,13 @@ class CudaData(Override[PrefetchingLayer]):
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         """Do nothing: there is nothing below."""
+
+    def _mean_of(self, batch: Batch) -> Any:
+        """Return the batch's mean on the device, copied there only when it is another one."""
+        if batch.mean is None:
+            return None
+        one = batch.mean[:1]  # it is the same for all images
+        place = (one.ctypes.data, one.shape)
+        if place != self._mean_place:
+            self._mean, self._mean_place = self.xp.asarray(one), place
+        return self._mean
