@@ -36,6 +36,8 @@ FLAGS = [
 
 WIDE = 250
 """Columns for a reader that is no terminal: nothing is cut."""
+SHORTEST = 8
+"""Letters of a layer's name that are shown at least."""
 
 
 def run(flags: Namespace) -> int:
@@ -52,17 +54,28 @@ def run(flags: Namespace) -> int:
         print(json.dumps(summary.as_dict(), indent=2))
         return 0
     console = Console(width=None if sys.stdout.isatty() else WIDE)
-    console.print(_table(summary))
+    console.print(_fitting_table(summary, console))
     for line in _totals(summary):
         console.print(line, soft_wrap=False)
     return 0
 
 
-def _table(summary: Summary) -> Table:
+def _fitting_table(summary: Summary, console: Console) -> Table:
+    """Return the table with names that are cut if the console is too narrow for it."""
+    table = _table(summary, WIDE)
+    wide = console.options.update(width=WIDE)
+    excess = console.measure(table, options=wide).maximum - console.width
+    if excess <= 0:
+        return table
+    longest = max(len(layer.name) for layer in summary.layers)
+    return _table(summary, max(SHORTEST, longest - excess))
+
+
+def _table(summary: Summary, name_width: int) -> Table:
     title = f"{summary.name or 'net'} ({summary.phase})"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     # Only these two may be cut: rich narrows the columns that could wrap first.
-    table.add_column("Layer", overflow="ellipsis", min_width=8)
+    table.add_column("Layer", overflow="ellipsis", min_width=SHORTEST)
     table.add_column("Type", overflow="ellipsis", min_width=5)
     table.add_column("Output", no_wrap=True)
     for header in ("Params", "M-adds", "Memory", "Field"):
@@ -71,7 +84,7 @@ def _table(summary: Summary) -> Table:
     for layer in summary.layers:
         style = "dim" if not layer.memory and layer.tops else None
         table.add_row(
-            layer.name,
+            _cut(layer.name, name_width),
             layer.type,
             "\n".join(_outputs(layer)),
             _parameters(layer),
@@ -81,6 +94,14 @@ def _table(summary: Summary) -> Table:
             style=style,
         )
     return table
+
+
+def _cut(name: str, width: int) -> str:
+    """Leave out the middle of a long name: ends tell layers of a block apart."""
+    if len(name) <= width:
+        return name
+    start = (width - 1) // 3
+    return f"{name[:start]}…{name[start + 1 - width :]}"
 
 
 def _outputs(layer: LayerSummary) -> Iterator[str]:

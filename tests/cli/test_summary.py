@@ -1,9 +1,14 @@
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from benchmarks import nets
-from protocaffe.proto.text import format_text
+from protocaffe.cli.summary import _cut, _fitting_table
+from protocaffe.proto.caffe_pb2 import NetParameter
+from protocaffe.proto.text import format_text, parse_text
+from protocaffe.summary import summarize
 
 
 @pytest.fixture
@@ -63,3 +68,24 @@ def test_wrong_shapes(run_protocaffe, lenet, shape, message):
     done = run_protocaffe("summary", lenet, f"--shape={shape}")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_long_names_lose_their_middle():
+    names = [f"inception_3a/{part}" for part in ("relu_3x3_reduce", "relu_5x5_reduce", "3x3")]
+    assert [_cut(name, 18) for name in names] == [
+        "incep…u_3x3_reduce",
+        "incep…u_5x5_reduce",
+        "inception_3a/3x3",
+    ]
+    text = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" '
+        "input_param { shape { dim: 100 dim: 1000 dim: 1000 } } }"
+        for name in names
+    )
+    summary = summarize(parse_text(text, NetParameter()))
+    for width in (80, 50):
+        console = Console(width=width, file=io.StringIO())
+        console.print(_fitting_table(summary, console))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert len({line.split()[0] for line in lines[-4:-1]}) == 3
