@@ -53,9 +53,9 @@ def _summary(contents: Contents, path: str, backend: str) -> list[str]:
     examined = contents.examined
     part = "" if examined == contents.records else f"; the first {examined} of them:"
     rows = [
-        f"{path}: {backend}, {contents.records} records{part}",
+        f"{path}: {backend}, {_records(contents.records)}{part}",
         f"  keys    {contents.first_key} ... {contents.last_key}",
-        f"  size    {contents.size / 1e6:.1f} MB, {contents.size // examined} bytes each",
+        f"  size    {_bytes(contents.size)}, {contents.size // examined} bytes each",
     ]
     kinds = {KINDS.get(kind, f"{kind} images"): n for kind, n in contents.kinds.most_common()}
     shapes = {sizes(shape): n for shape, n in contents.shapes.most_common()}
@@ -63,16 +63,25 @@ def _summary(contents: Contents, path: str, backend: str) -> list[str]:
     if contents.kinds:
         rows.append(f"  values  {number(contents.least)} to {number(contents.greatest)}")
     if contents.damaged:
-        rows.append(f"  damaged {len(contents.damaged)} records, such as:")
+        rows.append(f"  damaged {_records(len(contents.damaged))}, such as:")
         rows += [f"          {message}" for message in contents.damaged[:VALUES_SHOWN]]
     return rows
+
+
+def _records(count: int) -> str:
+    return f"{count} record" + "s" * (count != 1)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} KB"
 
 
 def _counts(title: str, counts: dict[str, int], unit: str = "") -> list[str]:
     """Return the rows about one property: its value, or how many records have which values."""
     values = [f"{value}{unit}" for value in counts]
     if len(values) > 1:
-        values = [f"{value}: {n} records" for value, n in zip(values, counts.values(), strict=True)]
+        numbers = map(_records, counts.values())
+        values = [f"{value}: {n}" for value, n in zip(values, numbers, strict=True)]
     rows = values[:VALUES_SHOWN]
     if len(values) > VALUES_SHOWN:
         rows.append(f"and {len(values) - VALUES_SHOWN} others")
@@ -84,16 +93,16 @@ def _histogram(contents: Contents) -> list[str]:
         return ["  labels  none"]
     rows = [f"  labels  {min(contents.labels)} to {max(contents.labels)}"]
     if contents.unlabeled:
-        rows[0] += f"; {contents.unlabeled} records have none"
+        rows[0] += f"; {_records(contents.unlabeled)} without one"
     if missing := contents.missing_labels():
         shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
         rows[0] += f"; no record has {shown}"
     labels = sorted(contents.labels)
-    width = max(len(f"{label} {contents.name(label)}") for label in labels)
+    width = max(len(contents.title(label)) for label in labels)
     most = max(contents.labels.values())
     for label in labels[:LABELS_SHOWN]:
         count = contents.labels[label]
-        title = f"{label} {contents.name(label)}"
+        title = contents.title(label)
         rows.append(f"    {title:<{width}} {count:>9}  {'#' * round(BAR * count / most)}".rstrip())
     if len(labels) > LABELS_SHOWN:
         rows.append(f"    and {len(labels) - LABELS_SHOWN} labels more; --json has all")

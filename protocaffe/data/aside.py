@@ -67,6 +67,25 @@ class FolderAside:
             self.discard()
             raise
 
+    def add_file(self, name: str, content: bytes) -> None:
+        """Put a file of that name into the folder; folders in the name are made.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = os.path.join(self.folder, name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content)
+        except OSError as error:
+            final = os.path.join(self.path, name)
+            raise DataError(f"'{final}' cannot be written: {error.strerror}") from error
+
+    def free_bytes(self) -> int:
+        """Return how much room its disk has left."""
+        return shutil.disk_usage(self.folder).free
+
     def finish(self) -> None:
         """Give the folder its final name.
 

@@ -270,9 +270,9 @@ class LevelDb(Database):
             return _LevelDbHandle(plyvel.DB(self.path, create_if_missing=False))
         except plyvel.Error as error:
             raise DataError(
-                f"database '{self.path}' cannot be opened: {_text(error)} (LevelDB rewrites files "
-                f"when it opens a database, so the folder must be writable and no other program "
-                f"may have it open; a copy will do)"
+                f"database '{self.path}' cannot be opened: {said_by(error)} (LevelDB rewrites "
+                f"files when it opens a database, so the folder must be writable and no other "
+                f"program may have it open; a copy will do)"
             ) from error
 
 
@@ -327,7 +327,7 @@ def _neighbour(path: str) -> str:
     )
 
 
-def _text(error: Exception) -> str:
-    """Return what a plyvel error says; it gives bytes."""
+def said_by(error: Exception) -> str:
+    """Return what an error of lmdb or plyvel says; plyvel gives bytes."""
     (message,) = error.args or ("unknown error",)
     return message.decode(errors="replace") if isinstance(message, bytes) else str(message)

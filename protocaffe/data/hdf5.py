@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.errors import DataError
-from protocaffe.proto.files import StrPath
+from protocaffe.errors import DataError, did_you_mean
+from protocaffe.proto.files import StrPath, missing_file
 from protocaffe.proto.hdf5 import check_size, create_hdf5, open_hdf5, plain_errors
 from protocaffe.proto.text import read_text
 
@@ -134,12 +134,16 @@ def read_list(source: StrPath) -> list[Path]:
 
     Raises:
         FileError: it is missing or no text.
-        DataError: it is empty.
+        DataError: it is empty, or names a file that is not there; the message has the line.
     """
-    paths = [Path(name) for name in read_text(source).split()]
-    if not paths:
+    lines = enumerate(read_text(source).splitlines(), 1)
+    named = [(number, Path(name)) for number, line in lines for name in line.split()]
+    if not named:
         raise DataError(f"{source}: expected the names of HDF5 files, got an empty file")
-    return paths
+    for number, path in named:
+        if not path.exists():
+            raise DataError(f"{source}:{number}: {missing_file(path)}")
+    return [path for _, path in named]
 
 
 def create_file(path: StrPath) -> None:
@@ -180,7 +184,8 @@ def _shape(content: Any, name: str, path: Path) -> tuple[int, ...]:
     found = content.get(name)
     if not isinstance(found, h5py.Dataset):
         raise DataError(
-            f"{path}: has no data set '{name}' (it has: {', '.join(content) or 'none'}); "
+            f"{path}: has no data set '{name}'{did_you_mean(name, content)} "
+            f"(it has: {', '.join(content) or 'none'}); "
             f"the tops of the layer name the data sets"
         )
     if found.dtype.kind not in "fiu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from protocaffe.data.aside import FolderAside
@@ -21,6 +21,8 @@ Caffe's blobs cannot be larger."""
 FLOAT_BYTES = 4
 CHUNK_BYTES = 1 << 18
 """What HDF5 stores and reads at a time, about."""
+SPARE_BYTES = 1 << 22
+"""What a file takes besides its rows, at most."""
 
 
 class HDF5Writer:
@@ -67,7 +69,8 @@ class HDF5Writer:
                     self._close()
                 self._write_list()
             elif self._file is not None:
-                self._file.close()
+                with suppress(OSError, RuntimeError):  # why it is given up is known already
+                    self._file.close()
         except BaseException:
             self._aside.discard()
             raise
@@ -90,6 +93,7 @@ class HDF5Writer:
                 if not self._room:
                     self._open_next(rows)
                 end = min(done + self._room, count)
+                self._check_disk(sum(values[done:end].nbytes for values in rows.values()))
                 for name, values in rows.items():
                     data = self._file[name]
                     data.resize(len(data) + end - done, axis=0)
@@ -100,8 +104,7 @@ class HDF5Writer:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a file of that name beside the others."""
-        with open(os.path.join(self._aside.folder, name), "wb") as file:
-            file.write(content)
+        self._aside.add_file(name, content)
 
     def _open_next(self, rows: dict[str, Array]) -> None:
         import h5py
@@ -116,6 +119,15 @@ class HDF5Writer:
             chunk = min(max(1, CHUNK_BYTES // row_bytes), self._room)
             self._file.create_dataset(
                 name, (0, *shape), values.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
+            )
+
+    def _check_disk(self, size: int) -> None:
+        """Refuse what does not fit on the disk: HDF5 crashes when it meets the end of it."""
+        free = self._aside.free_bytes()
+        if free < size + SPARE_BYTES:
+            raise DataError(
+                f"'{self._aside.path}' cannot be written: its disk is full, "
+                f"{free / 1e6:.1f} MB are free"
             )
 
     def _close(self) -> None:

@@ -66,9 +66,10 @@ class Contents:
     damaged: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    def name(self, label: int) -> str:
-        """Return the name of a class; an empty string if it has none."""
-        return self.names[label] if 0 <= label < len(self.names) else ""
+    def title(self, label: int) -> str:
+        """Return a label with the name of its class, if it has one of its own: ``3: cat``."""
+        name = self.names[label] if 0 <= label < len(self.names) else ""
+        return f"{label}: {name}" if name not in ("", str(label)) else str(label)
 
     def missing_labels(self) -> list[int]:
         """Return the labels between 0 and the largest one that no record has."""
@@ -215,8 +216,8 @@ def _cell(record: Record, source: str, contents: Contents) -> Image:
     picture = _fitted(_picture(values))
     height, width = picture.shape[:2]
     cell[:height, :width] = picture
-    name = contents.name(datum.label)
-    caption = f"{datum.label} {name}" if name.isascii() else str(datum.label)
+    title = contents.title(datum.label)
+    caption = title if title.isascii() else str(datum.label)
     place = 0, CELL + CAPTION - 4
     cv2.putText(cell, caption[:15], place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1)
     return cell

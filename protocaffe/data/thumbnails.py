@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,8 @@ def resize_and_crop(
 
         def convert(path: str, label: int) -> None:
             image = square(read_image(path), side)
-            _store(os.path.join(aside.folder, os.path.relpath(path, root)), image)
+            name = os.path.relpath(path, root)
+            aside.add_file(name, _coded(name, image))
 
         reader = ImageReader(root, paths, convert, strict=strict, threads=threads)
         with closing(reader.results(progress)) as results:
@@ -135,7 +136,8 @@ def _with_pillow() -> Square:
     return square
 
 
-def _store(path: str, image: Image) -> None:
+def _coded(path: str, image: Image) -> bytes:
+    """Return the image as a file of the type that its name says."""
     import cv2
 
     suffix = os.path.splitext(path)[1]
@@ -145,7 +147,4 @@ def _store(path: str, image: Image) -> None:
         done = False
     if not done:
         raise DataError(f"OpenCV cannot write images of the type '{suffix}', as '{path}' needs")
-    with suppress(FileExistsError):
-        os.makedirs(os.path.dirname(path))
-    with open(path, "wb") as file:
-        file.write(content.tobytes())
+    return content.tobytes()

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from protocaffe.data.aside import FolderAside
-from protocaffe.data.database import BACKENDS, Record, import_plyvel
+from protocaffe.data.database import BACKENDS, Record, import_plyvel, said_by
 from protocaffe.errors import DataError
 from protocaffe.log import log
 
@@ -77,8 +77,7 @@ class DatabaseWriter(ABC):
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a file of that name beside the database's own."""
-        with open(os.path.join(self._aside.folder, name), "wb") as file:
-            file.write(content)
+        self._aside.add_file(name, content)
 
     def commit(self) -> None:
         """Write the records that wait."""
@@ -93,6 +92,13 @@ class DatabaseWriter(ABC):
         with suppress(DataError):  # why it is given up is known already
             self._close()
         self._aside.discard()
+
+    def _error(self, error: Exception) -> DataError:
+        """Return an error with what a library says, which is not always that the disk is full."""
+        return DataError(
+            f"database '{self.path}' cannot be written: {said_by(error)} "
+            f"({self._aside.free_bytes() / 1e6:.1f} MB are free on the disk)"
+        )
 
     @abstractmethod
     def _create(self, folder: str) -> Any:
@@ -122,7 +128,7 @@ class LmdbWriter(DatabaseWriter):
             # Nobody else knows the folder yet: no locks, and the disk need not be waited for.
             return lmdb.open(folder, map_size=1 << 26, lock=False, sync=False, mode=0o644)
         except lmdb.Error as error:
-            raise DataError(f"database '{self.path}' cannot be made: {error}") from error
+            raise DataError(f"database '{self.path}' cannot be made: {said_by(error)}") from error
 
     def _write(self, records: Sequence[Record]) -> None:
         import lmdb
@@ -138,7 +144,7 @@ class LmdbWriter(DatabaseWriter):
             except lmdb.MapFullError:
                 self._handle.set_mapsize(2 * self._handle.info()["map_size"])
             except lmdb.Error as error:
-                raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+                raise self._error(error) from error
 
     def _close(self) -> None:
         import lmdb
@@ -149,7 +155,7 @@ class LmdbWriter(DatabaseWriter):
         try:
             handle.sync(True)
         except lmdb.Error as error:
-            raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+            raise self._error(error) from error
         finally:
             handle.close()
 
@@ -164,7 +170,7 @@ class LevelDbWriter(DatabaseWriter):
         try:
             return plyvel.DB(folder, create_if_missing=True)
         except plyvel.Error as error:
-            raise DataError(f"database '{self.path}' cannot be made: {error}") from error
+            raise DataError(f"database '{self.path}' cannot be made: {said_by(error)}") from error
 
     def _write(self, records: Sequence[Record]) -> None:
         plyvel = import_plyvel()
@@ -173,7 +179,7 @@ class LevelDbWriter(DatabaseWriter):
                 for key, value in records:
                     batch.put(key, value)
         except plyvel.Error as error:
-            raise DataError(f"database '{self.path}' cannot be written: {error}") from error
+            raise self._error(error) from error
 
     def _close(self) -> None:
         handle, self._handle = self._handle, None

@@ -22,15 +22,15 @@ def test_what_it_prints(run_protocaffe, tmp_path):
     assert rows[:6] == [
         "db: lmdb, 40 records",
         "  keys    00000000_im00.jpg ... 00000039_im39.jpg",
-        "  size    0.0 MB, 269 bytes each",
+        "  size    10.8 KB, 269 bytes each",
         "  kind    raw pixels",
         "  shape   1 x 16 x 16 (channels x height x width)",
         "  values  20 to 242",
     ]
     assert rows[6:9] == [
         "  labels  0 to 9; no record has 5",
-        "    0 cat         7  ###############################",
-        "    1 dog         5  ######################",
+        "    0: cat         7  ###############################",
+        "    1: dog         5  ######################",
     ]
 
 
@@ -61,7 +61,7 @@ def test_damaged_records_make_it_fail(run_protocaffe, tmp_path):
     write_database(tmp_path / "db", [good, b"\xff"])
     done = run_protocaffe("dump_db", "db")
     assert done.returncode == 1
-    assert "  damaged 1 records, such as:\n          record '001' of 'db': " in done.stdout
+    assert "  damaged 1 record, such as:\n          record '001' of 'db': " in done.stdout
     write_database(tmp_path / "bad", [b"\xff"])
     done = run_protocaffe("dump_db", "bad", "--json")
     assert done.returncode == 1

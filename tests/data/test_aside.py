@@ -98,3 +98,11 @@ def test_only_folders_of_the_kind_are_replaced(tmp_path, names, replaced):
         with pytest.raises(DataError, match="new' is not replaced, even with force: it has other"):
             FolderAside(tmp_path / "new", force=True, marks=["mark"])
         assert os.listdir(tmp_path / "new") == names
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with FolderAside(tmp_path / "new") as aside:
+        aside.add_file("a/b.txt", b"content")
+        with pytest.raises(DataError, match=r"new/a' cannot be written: Is a directory"):
+            aside.add_file("a", b"")
+    assert (tmp_path / "new" / "a" / "b.txt").read_bytes() == b"content"

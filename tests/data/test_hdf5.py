@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -106,3 +108,15 @@ def test_a_file_that_vanishes_later_is_named(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere/out\.h5: cannot be written"):
         write_rows(tmp_path / "nowhere" / "out.h5", {"x": np.zeros(1)})
+
+
+def test_a_file_of_the_list_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows("part.h5", {"data": np.zeros((1, 2))})
+    Path("list.txt").write_text("part.h5\nprat.h5\n")
+    message = r"list.txt:2: prat.h5: no such file; did you mean 'part.h5'\?"
+    with pytest.raises(DataError, match=message):
+        HDF5Rows("list.txt", ["data"])
+    Path("list.txt").write_text("part.h5\n")
+    with pytest.raises(DataError, match=r"no data set 'dat'; did you mean 'data'\?"):
+        HDF5Rows("list.txt", ["dat"])

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from protocaffe.data.aside import FolderAside
 from protocaffe.data.hdf5 import HDF5Rows
 from protocaffe.data.hdf5_writer import HDF5Writer, rows_per_file
 from protocaffe.errors import DataError
@@ -69,3 +70,11 @@ def test_an_error_leaves_nothing_or_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["set"]
     with pytest.raises(DataError, match="exists already"):
         HDF5Writer(tmp_path / "set")
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(FolderAside, "free_bytes", lambda aside: 4 << 20)
+    message = "cannot be written: its disk is full, 4.2 MB are free"
+    with pytest.raises(DataError, match=message), HDF5Writer(tmp_path / "set") as writer:
+        writer.put({"data": ROWS})
+    assert not os.listdir(tmp_path)

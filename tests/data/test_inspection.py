@@ -68,9 +68,10 @@ def test_progress_counts_records(monkeypatch):
 
 def test_names_of_classes(tmp_path):
     path = write_database(tmp_path / "db", [raw_datum(random_images((1, 2, 3), 1)[0], label=1)])
-    (path / "labels.txt").write_text("cat\nmy dog\n")
+    (path / "labels.txt").write_text("cat\nmy dog\n2\n")
     contents = look(path)
-    assert [contents.name(label) for label in (0, 1, 2, -1)] == ["cat", "my dog", "", ""]
+    titles = [contents.title(label) for label in (0, 1, 2, 3, -1)]
+    assert titles == ["0: cat", "1: my dog", "2", "3", "-1"]
 
 
 def sheet_of(path, images):
