@@ -260,10 +260,12 @@ class BatchFiller(ABC, Generic[R]):
             return
         shape = self._shape(record, image)
         if shape != common:
+            if shape[0] != common[0]:
+                way_out = "force_color: true (or force_gray) makes encoded ones alike"
+            else:
+                way_out = "such images need batch_size 1, a crop_size, or to be resized"
             raise self.error(
-                record,
-                f"has shape {shape}, but the first one of its batch {common}; "
-                f"images of different sizes need batch_size 1, a crop_size, or to be resized",
+                record, f"has shape {shape}, but the first one of its batch {common}; {way_out}"
             )
         fitting.add(image.shape)
 

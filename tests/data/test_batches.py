@@ -191,6 +191,15 @@ def test_images_of_different_sizes_in_a_batch(tmp_path):
     fill_first(tmp_path / "c", values, param=TransformationParameter(crop_size=2))
 
 
+def test_gray_and_coloured_images_in_a_batch(tmp_path):
+    images = random_images((2, 2, 3), 1)[0], random_images((2, 2), 1)[0]
+    values = [Datum(data=png(each), encoded=True).SerializeToString() for each in images]
+    message = r"record '001' .* shape \(1, 2, 2\), .* \(3, 2, 2\); force_color: true"
+    with pytest.raises(DataError, match=message):
+        fill_first(tmp_path / "a", values)
+    fill_first(tmp_path / "b", values, param=TransformationParameter(force_color=True))
+
+
 def test_a_bad_record_is_named(tmp_path):
     good = raw_datum(np.zeros((1, 2, 2), np.uint8))
     short = Datum(channels=1, height=2, width=2, data=b"123", label=0).SerializeToString()
