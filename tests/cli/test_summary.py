@@ -83,7 +83,7 @@ def test_long_names_lose_their_middle():
         for name in names
     )
     summary = summarize(parse_text(text, NetParameter()))
-    for width in (80, 50):
+    for width in (80, 66):
         console = Console(width=width, file=io.StringIO())
         console.print(_fitting_table(summary, console))
         lines = console.file.getvalue().splitlines()
