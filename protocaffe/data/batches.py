@@ -78,6 +78,13 @@ class Batch:
         if len(self.labels) != shape[0]:
             self.labels = np.empty(shape[0], np.float32)
 
+    def take(self, images: Array) -> None:
+        """Let these bytes be the images, without copying where any memory will do."""
+        if self._make_memory is empty_bytes:
+            self.data = images
+        else:
+            self.data[...] = images
+
     def copy_to(self, out: Array, xp: Any = np) -> None:
         """Write the finished images into an array of the module ``xp``."""
         step = images_together(out.shape[1:])
@@ -215,7 +222,7 @@ class BatchFiller(ABC, Generic[R]):
         self._prepare(raw, batch, common, are_bytes)
         choices = self.transformer.choices(self.seed, raw.position, len(images))
         if choices is None and isinstance(images, np.ndarray) and batch.data.dtype == np.uint8:
-            batch.data = self.transformer.centre(images)
+            batch.take(self.transformer.centre(images))
         else:
             self.transformer(images, batch.data, choices)
         batch.labels[...] = labels

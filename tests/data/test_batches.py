@@ -166,6 +166,15 @@ def test_memory_is_used_again(seven):
     assert batch.labels is labels
 
 
+def test_memory_of_a_kind_is_kept():
+    memory = np.zeros(12, np.uint8)
+    images = random_images((1, 2, 3), 2)
+    batch = Batch(lambda size: memory[:size])
+    batch.reshape(2, 1, 2, 3, dtype=np.uint8)
+    batch.take(images)
+    np.testing.assert_array_equal(memory, images.ravel())
+
+
 def test_a_batch_takes_other_shapes():
     batch = Batch()
     for shape in [(2, 3, 4, 5), (1, 1, 2, 2), (3, 3, 5, 5)]:
