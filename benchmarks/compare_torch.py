@@ -1,4 +1,4 @@
-"""Time training in protocaffe and in PyTorch on the CPU: same net, weights, data and threads.
+"""Time training in protocaffe and in PyTorch: same net, weights, data, and threads or GPU.
 
 ``python -m benchmarks.compare_torch caffenet`` prints a table; benchmarks/README.md tells how
 the numbers are taken.
@@ -182,14 +182,16 @@ def compare(net: str, options: argparse.Namespace) -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="compare_torch") as folder,
         started("benchmarks.protocaffe_worker", [folder], threads) as protocaffe,
-        started("benchmarks.torch_worker", [folder, str(threads)], threads) as torch,
+        started(
+            "benchmarks.torch_worker", [folder, str(threads), options.device], threads
+        ) as torch,
     ):
         facts = protocaffe.ask(
             "prepare",
             net=net if net in NETS else str(Path(net).resolve()),
             batch=options.batch,
             image=options.input_shape,
-            engine=options.engine,
+            engine="cuda" if options.device == "cuda" else options.engine,
         )
         loss = first_losses(protocaffe, torch)
         check_losses(loss)
@@ -294,10 +296,21 @@ def machine() -> dict[str, Any]:
     ]
     return {
         "cpu": models[0] if models else platform.processor(),
+        "gpu": gpu_name(),
         "cores": available_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def gpu_name() -> str | None:
+    """Return the first GPU's name and driver, or None without one."""
+    words = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.splitlines()[0]
 
 
 def available_cores() -> int:
@@ -325,7 +338,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare_torch",
-        description="Time training in protocaffe and in PyTorch on the CPU.",
+        description="Time training in protocaffe and in PyTorch.",
     )
     parser.add_argument(
         "nets", nargs="+", metavar="NET", help=f"{', '.join(NETS)}, or a training prototxt"
@@ -350,6 +363,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="iterations per turn (default: as many as take about a second)",
     )
     parser.add_argument("--engine", help="protocaffe's engine (default: its fastest)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what both sides compute on: the CPU, or an NVIDIA GPU in true float32",
+    )
     parser.add_argument(
         "--compile", action="store_true", help="try torch.compile as well (compiling takes minutes)"
     )

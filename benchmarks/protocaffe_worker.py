@@ -68,6 +68,10 @@ class ProtocaffeTrainer:
         """One iteration of the solver, as ``protocaffe train`` runs it."""
         self.solver.step(1)
 
+    def synchronize(self) -> None:
+        """Wait for the engine."""
+        self.net.engine.synchronize()
+
 
 def solver_param(net: caffe_pb2.NetParameter) -> caffe_pb2.SolverParameter:
     """Return SGD with momentum and weight decay that neither tests, prints nor saves."""
@@ -116,7 +120,7 @@ class ProtocaffeWorker:
         """Return the milliseconds of each part, per iteration; the first call builds the net."""
         if not hasattr(self, "trainer"):
             self.trainer = ProtocaffeTrainer(self.problem, self.engine)
-        return time_trainer(self.trainer, iterations)
+        return time_trainer(self.trainer, iterations, on_gpu=self.engine == "cuda")
 
     def peak_memory(self, steps: int) -> float:
         """Train a problem that another process prepared; return this process' peak in MiB."""

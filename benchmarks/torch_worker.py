@@ -34,18 +34,31 @@ class TorchTrainer:
         layout: the memory format of weights and images, a name of ``LAYOUTS``.
         compiled: whether ``torch.compile`` compiles the net.
         dropout: whether dropout layers drop anything.
+        device: ``cpu`` or ``cuda``.
     """
 
     def __init__(
-        self, problem: Problem, layout: str, *, compiled: bool = False, dropout: bool = True
+        self,
+        problem: Problem,
+        layout: str,
+        *,
+        compiled: bool = False,
+        dropout: bool = True,
+        device: str = "cpu",
     ) -> None:
         parameters = problem.net if dropout else without_dropout(problem.net)
         self.net = TorchNet(parameters, problem.weights)
         for weight in self.net.weights:
-            weight.data = in_layout(weight.data, layout)
-        self.run: Callable[..., Tensor] = torch.compile(self.net) if compiled else self.net
+            weight.data = in_layout(weight.data.to(device), layout)
+        self.on_gpu = device == "cuda"
+        # On a GPU this mode launches CUDA graphs.
+        mode = "reduce-overhead" if self.on_gpu else "default"
+        self.run: Callable[..., Tensor] = (
+            torch.compile(self.net, mode=mode) if compiled else self.net
+        )
         self.inputs = [
-            in_layout(torch.from_numpy(problem.inputs[name]), layout) for name in self.net.inputs
+            in_layout(torch.from_numpy(problem.inputs[name]).to(device), layout)
+            for name in self.net.inputs
         ]
         self.loss: Tensor
         self.use_optimizer("foreach")
@@ -63,13 +76,16 @@ class TorchTrainer:
         for kind in OPTIMIZERS:
             self.use_optimizer(kind)
             self.update()  # allocates the momentum
-            times[kind] = min(milliseconds(self.update) for _ in range(OPTIMIZER_TRIALS))
+            times[kind] = min(milliseconds(self._updated) for _ in range(OPTIMIZER_TRIALS))
         self.use_optimizer(min(times, key=times.__getitem__))
 
     def forward(self) -> float:
         """Compute the loss."""
-        self.loss = self.run(*self.inputs)
+        self._forward()
         return float(self.loss.item())
+
+    def _forward(self) -> None:
+        self.loss = self.run(*self.inputs)
 
     def backward(self) -> None:
         """Compute all gradients."""
@@ -80,11 +96,20 @@ class TorchTrainer:
         """Run the optimiser."""
         self.optimizer.step()
 
+    def _updated(self) -> None:
+        self.update()
+        self.synchronize()
+
     def step(self) -> None:
         """One iteration of the usual training loop."""
-        self.forward()
+        self._forward()
         self.backward()
         self.update()
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
 
 def in_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -98,27 +123,31 @@ class TorchWorker:
     A variant is a layout's name, with " compiled" behind it for ``torch.compile``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
+        self.device = device
         self.trainers: dict[str, TorchTrainer] = {}
 
     def check(self, layout: str) -> list[float]:
         """Return the losses before and after one update, without dropout."""
-        return first_losses(TorchTrainer(Problem.load(self.folder), layout, dropout=False))
+        problem = Problem.load(self.folder)
+        return first_losses(TorchTrainer(problem, layout, dropout=False, device=self.device))
 
     def time(self, variant: str, iterations: int) -> dict[str, list[float]]:
         """Return the milliseconds of each part, per iteration; the first call builds the net."""
         if variant not in self.trainers:
             layout, _, compiled = variant.partition(" ")
             problem = Problem.load(self.folder)
-            trainer = TorchTrainer(problem, layout, compiled=compiled == "compiled")
+            trainer = TorchTrainer(
+                problem, layout, compiled=compiled == "compiled", device=self.device
+            )
             trainer.choose_optimizer()
             self.trainers[variant] = trainer
-        return time_trainer(self.trainers[variant], iterations)
+        return time_trainer(self.trainers[variant], iterations, on_gpu=self.device == "cuda")
 
     def peak_memory(self, layout: str, steps: int) -> float:
         """Train with the fused optimiser; return this process' peak in MiB."""
-        trainer = TorchTrainer(Problem.load(self.folder), layout)
+        trainer = TorchTrainer(Problem.load(self.folder), layout, device=self.device)
         trainer.use_optimizer("fused")
         return peak_memory(trainer, steps)
 
@@ -128,9 +157,11 @@ class TorchWorker:
 
 
 def main() -> None:
-    """Serve orders; arguments are the shared folder and the number of threads."""
+    """Serve orders; arguments: the shared folder, the number of threads, and a device if not cpu."""
     torch.set_num_threads(int(sys.argv[2]))
-    worker = TorchWorker(Path(sys.argv[1]))
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # as protocaffe, unless it is told otherwise
+    worker = TorchWorker(Path(sys.argv[1]), *sys.argv[3:])
     serve(
         {
             "check": worker.check,

@@ -31,22 +31,42 @@ class Trainer(Protocol):
         """Change the weights by those gradients."""
 
     def step(self) -> None:
-        """All three, as a user's training loop does them."""
+        """All three, as a user's training loop does them; may return before a device is done."""
+
+    def synchronize(self) -> None:
+        """Wait until a device has done all that was asked for."""
 
 
-def time_trainer(trainer: Trainer, iterations: int) -> dict[str, list[float]]:
+def time_trainer(trainer: Trainer, iterations: int, on_gpu: bool = False) -> dict[str, list[float]]:
     """Return the milliseconds that each part took, ``iterations`` times.
 
     One step goes ahead untimed: it wakes the threads and brings the weights back to the cache.
+    On a GPU the steps follow each other without a pause, as in training, and each counts for
+    their mean.
     """
     trainer.step()
+    trainer.synchronize()
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(iterations):
         for part in PARTS[:3]:
-            times[part].append(milliseconds(getattr(trainer, part)))
+            times[part].append(milliseconds(_whole(trainer, getattr(trainer, part))))
+    if on_gpu:
+        steps = _whole(trainer, lambda: [trainer.step() for _ in range(iterations)])
+        times["step"] = [milliseconds(steps) / iterations] * iterations
+        return times
     for _ in range(iterations):
         times["step"].append(milliseconds(trainer.step))
     return times
+
+
+def _whole(trainer: Trainer, work: Callable[[], Any]) -> Callable[[], None]:
+    """Return work that is over when its device has done it."""
+
+    def run() -> None:
+        work()
+        trainer.synchronize()
+
+    return run
 
 
 def peak_memory(trainer: Trainer, steps: int) -> float:
