@@ -157,7 +157,7 @@ class TorchWorker:
 
 
 def main() -> None:
-    """Serve orders; arguments: the shared folder, the number of threads, and a device if not cpu."""
+    """Serve orders; arguments: the shared folder, the number of threads, perhaps a device."""
     torch.set_num_threads(int(sys.argv[2]))
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # as protocaffe, unless it is told otherwise

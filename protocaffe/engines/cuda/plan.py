@@ -80,8 +80,7 @@ class DeviceStep:
 
     def queue(self) -> None:
         """Run what can be captured."""
-        agreed = [each for each in self._only_read if each.truth is Truth.BOTH]
-        agreed += [each for each in self._only_read if each.truth is Truth.HOST]
+        agreed = [each for each in self._only_read if each.truth in (Truth.HOST, Truth.BOTH)]
         self.touched = {}
         with self._device.serving(self.touched), quiet():
             self._call()
@@ -225,7 +224,8 @@ class CudaPlan(Plan):
         """Make one piece of work of every row of layers that can be captured."""
         row: list[int] = []
         for index in [*order, -1]:
-            if index >= 0 and not works[index]:
+            # A layer that changes shapes has those behind it bound again, and only those.
+            if index >= 0 and not works[index] and not self.nodes[index].layer.dynamic:
                 continue
             if index >= 0 and self._can_capture(index):
                 row.append(index)

@@ -204,6 +204,31 @@ class Twice(Layer):
         bottom[0].diff[...] = 2 * top[0].diff
 
 
+class Growing(Layer):
+    """A top that is longer in every pass; it has no gradient."""
+
+    def setup(self, bottom: list, top: list) -> None:
+        self.length = 1
+
+    def reshape(self, bottom: list, top: list) -> None:
+        top[0].reshape(self.length)
+
+    def forward(self, bottom: list, top: list) -> None:
+        self.length += 1
+
+
+def test_a_layer_that_changes_shapes_in_mid_pass(engine: CudaEngine) -> None:
+    inserted = """layer { name: "grow" type: "Python" bottom: "label" top: "grow"
+        python_param { module: "tests.engines.cuda.test_plan" layer: "Growing" } }
+        layer { name: "silence" type: "Silence" bottom: "grow" }"""
+    text = NET.replace('layer { name: "ip"', f'{inserted} layer {{ name: "ip"')
+    solvers = [solver(each, net=text) for each in (engine, "numpy")]
+    for one in solvers:
+        one.step(5)
+    for got, expected in zip(*map(weights, solvers), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_label_that_is_no_class_is_an_error_when_the_loss_is_read(engine: CudaEngine) -> None:
     net = Net(NET, caffe_pb2.TRAIN, engine=engine, seed=1)
     give_data(net)
