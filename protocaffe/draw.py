@@ -32,6 +32,7 @@ from protocaffe.proto.caffe_pb2 import (
     PoolingParameter,
 )
 from protocaffe.proto.files import StrPath, write_atomic
+from protocaffe.proto.text import Source
 from protocaffe.proto.upgrade import upgrade_net
 from protocaffe.scaffold import build_scaffold
 
@@ -73,6 +74,7 @@ def draw_net_to_file(
     rankdir: str = "LR",
     phase: int | None = None,
     display_lrm: bool = False,
+    source: Source | None = None,
 ) -> None:
     """Draw a net into a file.
 
@@ -83,6 +85,8 @@ def draw_net_to_file(
         rankdir: where arrows point: LR, RL, TB or BT.
         phase: ``TRAIN`` or ``TEST``; layers of both unless told otherwise.
         display_lrm: whether to show the factors on the learning rate.
+        source: where the net was read from. A net with Python layers has shapes in the picture
+            only if that is known: to find them out, their code is run.
 
     Raises:
         UsageError: an unknown direction or format.
@@ -90,7 +94,7 @@ def draw_net_to_file(
         ProtocaffeError: Graphviz fails.
         FileError: the file cannot be written.
     """
-    content = draw_net(caffe_net, rankdir, extension(filename), phase, display_lrm)
+    content = draw_net(caffe_net, rankdir, extension(filename), phase, display_lrm, source)
     write_atomic(filename, content)
 
 
@@ -112,9 +116,10 @@ def draw_net(
     ext: str = "png",
     phase: int | None = None,
     display_lrm: bool = False,
+    source: Source | None = None,
 ) -> bytes:
     """Return the content of a picture; see :func:`draw_net_to_file`."""
-    text = net_to_dot(caffe_net, rankdir, phase, display_lrm=display_lrm)
+    text = net_to_dot(caffe_net, rankdir, phase, display_lrm=display_lrm, source=source)
     return text.encode() if ext in TEXT_FORMATS else render(text, ext)
 
 
@@ -147,6 +152,7 @@ def net_to_dot(
     phase: int | None = None,
     *,
     display_lrm: bool = False,
+    source: Source | None = None,
 ) -> str:
     """Return a net as text in Graphviz's language, DOT; see :func:`draw_net_to_file`.
 
@@ -160,7 +166,7 @@ def net_to_dot(
     net.CopyFrom(caffe_net)
     upgrade_net(net, net.name)
     picture = Picture(_layers(net, phase))
-    shapes = known_shapes(net, phase)
+    shapes = known_shapes(net, phase, source)
     boxes = [_box(box, display_lrm) for box in picture.boxes]
     arrows = [_arrow(*arrow, shapes) for arrow in picture.arrows]
     ends = [line for end in picture.ends for line in _end(*end, shapes)]
@@ -168,18 +174,22 @@ def net_to_dot(
     return f"digraph {_quoted(net.name or 'net')} {{\n{body}\n}}\n"
 
 
-def known_shapes(net: NetParameter, phase: int | None) -> Shapes:
+def known_shapes(net: NetParameter, phase: int | None, source: Source | None) -> Shapes:
     """Return the shapes of a net's blobs by name; if they cannot be told, log why.
 
     Args:
         net: of the current format.
         phase: ``TRAIN`` or ``TEST``; both unless told otherwise.
+        source: where it was read from; without it, no code of Python layers is run.
     """
+    if source is None and any(layer.type == "Python" for layer in net.layer):
+        log.warning("The picture has no shapes: they depend on the code of Python layers.")
+        return {}
     shapes: dict[str, tuple[int, ...]] = {}
     problem = ""
     for each in (Phase.TRAIN, Phase.TEST) if phase is None else (phase,):
         try:
-            scaffold = build_scaffold(net, NetState(phase=Phase.Name(each)))
+            scaffold = build_scaffold(net, NetState(phase=Phase.Name(each)), source)
         except ProtocaffeError as error:
             problem = problem or str(error)
             continue

@@ -57,6 +57,6 @@ def _draw_text(flags: Namespace, reason: str) -> None:
 def _draw(flags: Namespace, out: str) -> None:
     if os.path.exists(out) and not flags.force:
         raise FileError(f"{out} exists already; --force replaces it")
-    net, _ = read_net(flags.net)
+    net, source = read_net(flags.net)
     phase = None if flags.phase == "ALL" else caffe_pb2.Phase.Value(flags.phase)
-    draw_net_to_file(net, out, flags.rankdir, phase, flags.display_lrm)
+    draw_net_to_file(net, out, flags.rankdir, phase, flags.display_lrm, source)

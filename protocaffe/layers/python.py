@@ -17,7 +17,7 @@ from protocaffe.blob import Blob
 from protocaffe.errors import ProtocaffeError, did_you_mean
 from protocaffe.layers.base import Layer, register
 from protocaffe.proto import caffe_pb2
-from protocaffe.proto.files import DOWNLOADED
+from protocaffe.proto.files import DOWNLOADED, StrPath
 
 OF_LAYERS = {*dir(Layer), *vars(Layer(caffe_pb2.LayerParameter()))} - {"blobs"}
 """Attributes that a layer has anyway, and that a class for pycaffe may use for itself."""
@@ -36,8 +36,8 @@ class Python(Layer):
 
     The module is looked for where Python looks (PYTHONPATH), then in the working directory.
     Building a net with such a layer runs the module's code: open only nets whose code you trust.
-    A net in a folder with a file ``.downloaded``, which ``protocaffe zoo`` leaves in what it gets
-    from elsewhere, is refused; delete that file when you have read the code.
+    A net in or below a folder with a file ``.downloaded``, which ``protocaffe zoo`` leaves in
+    what it gets from elsewhere, is refused; delete that file when you have read the code.
 
     The class has the four methods of pycaffe's layers: ``setup(self, bottom, top)``,
     ``reshape(self, bottom, top)``, ``forward(self, bottom, top)`` and ``backward(self, top,
@@ -107,13 +107,22 @@ class Python(Layer):
 
 def _refuse_downloaded(layer: Layer) -> None:
     """Refuse to import code for a net that somebody else wrote and a program fetched."""
-    mark = Path(re.sub(r":\d+$", "", layer.where)).parent / DOWNLOADED
-    if layer.where and mark.exists():
+    mark = download_mark(re.sub(r":\d+$", "", layer.where)) if layer.where else None
+    if mark is not None:
         raise layer.error(
             f"would run the code of module '{layer.param.python_param.module}', but this net was "
             f"downloaded ({mark} says from where); read the code, and if you trust it, delete "
             f"that file"
         )
+
+
+def download_mark(path: StrPath) -> Path | None:
+    """Return the file that says that a file was downloaded, from its folder or one above it."""
+    folder = Path(path).parent
+    for each in (folder, *Path(path).resolve().parents):
+        if (each / DOWNLOADED).exists():
+            return each / DOWNLOADED
+    return None
 
 
 def _find_class(layer: Layer) -> type[Layer]:

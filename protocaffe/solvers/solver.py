@@ -19,6 +19,7 @@ from protocaffe.blob import Blob
 from protocaffe.debug import log_update
 from protocaffe.engines import Engine, Loss, get_engine
 from protocaffe.errors import FileError, SolverError, UsageError
+from protocaffe.layers.python import download_mark
 from protocaffe.log import log, number
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -103,6 +104,7 @@ class Solver:
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
         for _, problem in self.setting_problems(self.param):
             raise SolverError(problem)
+        _refuse_downloaded(self.param, path)
         if self.param.snapshot:
             check_writable(self._prefix)
         self.learning_rate = LearningRate(self.param)
@@ -539,4 +541,16 @@ class Solver:
             shared=shared,
             forward_only=self._reuses_memory and phase == caffe_pb2.TEST,
             reuse_memory=self._reuses_memory,
+        )
+
+
+def _refuse_downloaded(param: caffe_pb2.SolverParameter, path: str | Path) -> None:
+    """Refuse nets with Python layers that stand in a solver's file which a program fetched."""
+    nets = (param.net_param, param.train_net_param, *param.test_net_param)
+    runs_code = any(layer.type == "Python" for net in nets for layer in net.layer)
+    mark = download_mark(path) if path and runs_code else None
+    if mark is not None:
+        raise SolverError(
+            f"{path}: its net has Python layers, which would run code, but it was downloaded "
+            f"({mark} says from where); read the code, and if you trust it, delete that file"
         )

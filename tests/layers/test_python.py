@@ -4,11 +4,13 @@ import sys
 import numpy as np
 import pytest
 
-from protocaffe.errors import NetError
+from protocaffe import draw
+from protocaffe.cli import main
+from protocaffe.errors import NetError, SolverError
 from protocaffe.layers import Layer
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
-from protocaffe.proto.text import parse_text
+from protocaffe.proto.text import parse_text, read_net
 from protocaffe.solvers import get_solver
 
 MODULE = """
@@ -358,13 +360,56 @@ def test_a_class_of_the_program_itself(monkeypatch):
     assert make_net(python_layer("Inline", module="__main__")).forward()["y"] == 5
 
 
-def test_a_downloaded_net_runs_no_code(user_module):
-    layer = python_layer("Growing")
-    path = user_module / "net.prototxt"
-    path.write_text('layer { name: "in" type: "Input" top: "x" }\n' + layer)
-    Net(path)
-    sys.modules.pop("my_layers")
-    (user_module / ".downloaded").write_text("https://example.com/gist")
-    with pytest.raises(NetError, match=r"net.prototxt:2.*my_layers.*downloaded.*delete that file"):
-        Net(path)
-    assert "my_layers" not in sys.modules
+@pytest.fixture
+def downloaded(user_module):
+    """A downloaded net whose code leaves a trace when it is run."""
+    folder = user_module / "gist"
+    folder.mkdir()
+    (folder / ".downloaded").write_text("https://example.com/gist")
+    (user_module / "my_layers.py").write_text(MODULE + "\nopen('trace', 'w').close()\n")
+    path = folder / "net.prototxt"
+    path.write_text('layer { name: "in" type: "Input" top: "x" }\n' + python_layer("Growing"))
+    yield path
+    assert not (user_module / "trace").exists()
+
+
+def test_a_downloaded_net_runs_no_code(user_module, downloaded):
+    message = r"net.prototxt:2.*my_layers.*downloaded.*delete that file"
+    with pytest.raises(NetError, match=message):
+        Net(downloaded)
+    below = downloaded.parent / "nets" / "net.prototxt"
+    below.parent.mkdir()
+    link = user_module / "net.prototxt"
+    link.symlink_to(downloaded)
+    below.write_text(downloaded.read_text())
+    for path in (below, link):
+        with pytest.raises(NetError, match=message):
+            Net(path)
+
+
+def test_a_net_within_a_downloaded_solver_runs_no_code(downloaded):
+    solver = downloaded.with_name("solver.prototxt")
+    settings = 'base_lr: 1 lr_policy: "fixed"'
+    solver.write_text(f"net_param {{ {downloaded.read_text()} }} {settings}")
+    with pytest.raises(SolverError, match=r"Python layers.*downloaded.*delete that file"):
+        get_solver(solver)
+    solver.write_text(f'net: "{downloaded}" {settings}')
+    with pytest.raises(NetError, match="downloaded"):
+        get_solver(solver)
+
+
+def test_drawing_and_checking_what_was_downloaded_runs_no_code(downloaded, user_module, capsys):
+    picture = user_module / "net.dot"
+    assert main(["draw", str(downloaded), str(picture)]) == 0
+    assert "Growing" in picture.read_text()
+    assert main(["check", str(downloaded)]) == 1
+    assert main(["summary", str(downloaded)]) == 1
+    assert "downloaded" in capsys.readouterr().err
+    draw.draw_net(read_net(downloaded)[0], ext="dot")  # where it comes from is not known here
+
+
+def test_a_net_whose_code_was_read_runs(user_module, downloaded):
+    (downloaded.parent / ".downloaded").unlink()
+    net = Net(downloaded)
+    assert net.layers[-1].rows
+    (user_module / "trace").unlink()
