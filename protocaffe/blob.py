@@ -23,7 +23,7 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -291,10 +291,14 @@ class Blob:
     ``blob.data[...] = x``, or keep one and find there what the net computed last.
     """
 
+    changes: ClassVar[int] = 0
+    """Rises whenever any blob is made or gets another shape or storage: nets look only then."""
+
     def __init__(self, shape: Iterable[int] = (0,), dtype: npt.DTypeLike = np.float32) -> None:
         self.shape = _checked_shape(shape)
         self.data_storage = Storage(self.count, dtype)
         self.diff_storage = Storage(self.count, dtype)
+        Blob.changes += 1
 
     def __repr__(self) -> str:
         return f"Blob(shape={self.shape}, dtype={self.dtype})"
@@ -379,7 +383,9 @@ class Blob:
             extents = shape[0]
         else:
             extents = shape  # type: ignore[assignment]
-        self.shape = _checked_shape(extents)
+        shape_before, self.shape = self.shape, _checked_shape(extents)
+        if self.shape != shape_before:
+            Blob.changes += 1
         count = self.count
         if count != self.data_storage.count:
             self.data_storage = self.data_storage.resized(count)
@@ -395,12 +401,16 @@ class Blob:
     def share_data(self, other: Blob) -> None:
         """Use the other blob's data from now on (equal counts)."""
         self._check_count(other)
-        self.data_storage = other.data_storage
+        if self.data_storage is not other.data_storage:
+            self.data_storage = other.data_storage
+            Blob.changes += 1
 
     def share_diff(self, other: Blob) -> None:
         """Use the other blob's diff from now on (equal counts)."""
         self._check_count(other)
-        self.diff_storage = other.diff_storage
+        if self.diff_storage is not other.diff_storage:
+            self.diff_storage = other.diff_storage
+            Blob.changes += 1
 
     def _check_count(self, other: Blob) -> None:
         if other.count != self.count:

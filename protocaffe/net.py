@@ -127,6 +127,7 @@ class Net(NetCalls):
         self._fuses = True
         self._callbacks: dict[str, list[LayerCallback]] = {moment: [] for moment in MOMENTS}
         self._storages: list[Storage] = []
+        self._seen_changes = -1
         self._lock = threading.RLock()
         self._ran = [False] * len(self.layers)
         self._planned_shapes = self._shapes()
@@ -183,10 +184,15 @@ class Net(NetCalls):
         Where a device computes, the pass may not be over on return; ``float(loss)`` waits.
         """
         stop = len(self.layers) if last is None else last + 1
-        if first > 0 or stop < len(self.layers) or any(self._callbacks.values()):
+        at_once = not (first > 0 or stop < len(self.layers) or any(self._callbacks.values()))
+        if not at_once:
             self.run_one_by_one()
         loss = Loss()
         with self.serving_holders():
+            if at_once and not (self.debug_info or any(each.dynamic for each in self.layers)):
+                for part in (self._plan or self._ready()).forward_all():
+                    loss.add(part)
+                return loss
             for index in range(first, stop):
                 self._call("before_forward", index)
                 loss.add(self.forward_layer(index))
@@ -457,9 +463,14 @@ class Net(NetCalls):
                 )
 
     def _ready(self) -> Plan:
+        changes = Blob.changes
+        if self._plan is not None and changes == self._seen_changes:
+            return self._plan
         # Before the first plan too: shared parameters got other memory after their set-up.
         if self._plan is None or self._shapes_changed() or self._find_storages() != self._storages:
-            return self._reshape_from(0)
+            self._reshape_from(0)
+        self._seen_changes = changes
+        assert self._plan is not None
         return self._plan
 
     def _shapes(self) -> list[tuple[int, ...]]:

@@ -109,6 +109,14 @@ class Plan:
             self.backward[node.index].clear()
             self.add(node)
 
+    def forward_all(self) -> list[SupportsFloat]:
+        """Run all layers' forward work; return their shares of the loss."""
+        losses = []
+        for index in range(len(self.nodes)):
+            self.forward_layer(index)
+            losses.append(self.loss(index))
+        return losses
+
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""
         for work in self.forward[index]:

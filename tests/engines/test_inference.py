@@ -9,7 +9,8 @@ import pytest
 
 from protocaffe.engines import get_engine
 from protocaffe.engines.onednn.epilogue import FoldedWeights
-from protocaffe.engines.onednn.plan import OneDnnPlan, Step
+from protocaffe.engines.onednn.plan import OneDnnPlan
+from protocaffe.engines.onednn.steps import Step
 from protocaffe.errors import NetError, UsageError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from protocaffe.engines.onednn.primitives import (
     reorder,
     summation,
 )
+from protocaffe.engines.onednn.steps import Step, straightened
 from protocaffe.layers import Layer
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
@@ -57,23 +58,6 @@ def kernel(
         return build
 
     return decorate
-
-
-@dataclass
-class Step:
-    """A primitive between storages: brings what it reads to the engine, marks what it writes."""
-
-    run: Callable[[], None]
-    reads: Sequence[Storage]
-    writes: Sequence[Storage]
-
-    def __call__(self) -> None:
-        """Run it, with the storages' truth brought and noted."""
-        for storage in self.reads:
-            storage.native_read()
-        self.run()
-        for storage in self.writes:
-            storage.native_overwrite()
 
 
 @dataclass
@@ -135,6 +119,7 @@ class OneDnnPlan(Plan):
         self._absorbed: set[int] = set()
         self._own: set[int] = set()
         self._progress: dict[int, Progress] = {}
+        self._straight: list[Work] | None = None
         _leave_pools(nodes)
         super().__init__(nodes)
         self._bind_all_backward()
@@ -188,6 +173,19 @@ class OneDnnPlan(Plan):
         for top in node.tops:
             self.settle_gradient(node, top)
         self.backward[node.index].append(own_backward(node))
+
+    def forward_all(self) -> list[SupportsFloat]:
+        """Run all forward work without looking at layers; return what has a share of the loss."""
+        weighted = [node for node in self.nodes if any(node.layer.loss_weights)]
+        if any(self.next_reader(node, top) for node in weighted for top in node.tops):
+            return super().forward_all()
+        if self._straight is None:
+            self._straight = straightened(work for works in self.forward for work in works)
+        self.begin()
+        for work in self._straight:
+            work()
+        self._retire(self._transient[0])
+        return [self.loss(node.index) for node in weighted]
 
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_float, c_int64, c_void_p
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ class Runtime:
         self.check("engine_create", byref(self.engine), 1, 0)
         self.stream = c_void_p()
         self.check("stream_create", byref(self.stream), self.engine, 1)
-        self._execute = self.library.dnnl_primitive_execute
 
     def call(self, name: str, *arguments: Any) -> int:
         """Call ``dnnl_<name>`` and return its status."""
@@ -45,12 +45,6 @@ class Runtime:
         status = self.call(name, *arguments)
         if status != dnn.OK:
             raise OneDnnError(f"dnnl_{name} failed with status {status}")
-
-    def execute(self, primitive: c_void_p, count: int, arguments: Any) -> None:
-        """Run a primitive over a prepared argument array."""
-        status = self._execute(primitive, self.stream, count, arguments)
-        if status != dnn.OK:
-            raise OneDnnError(f"dnnl_primitive_execute failed with status {status}")
 
 
 def _own(owner: object, destroy: Any, handle: c_void_p) -> None:
@@ -316,6 +310,7 @@ class Primitive:
     Attributes:
         title: what it is, for people: by default, which code of oneDNN does it.
         operands: the arrays.
+        call: runs it and returns oneDNN's status; this object must be kept.
         primitives: itself alone, as other pieces of work have several.
     """
 
@@ -332,8 +327,10 @@ class Primitive:
         self._primitive = c_void_p()
         runtime.check("primitive_create", byref(self._primitive), made_from.handle)
         _own(self, runtime.library.dnnl_primitive_destroy, self._primitive)
-        self._execute = runtime.execute
-        self._count = len(bound)
+        execute = runtime.library.dnnl_primitive_execute
+        self.call: Callable[[], int] = partial(
+            execute, self._primitive, runtime.stream, len(bound), self._arguments
+        )
 
     @property
     def primitives(self) -> list[Primitive]:
@@ -342,7 +339,9 @@ class Primitive:
 
     def __call__(self) -> None:
         """Run it."""
-        self._execute(self._primitive, self._count, self._arguments)
+        status = self.call()
+        if status != dnn.OK:
+            raise OneDnnError(f"dnnl_primitive_execute failed with status {status}")
 
 
 def reorder(source: NativeArray, target: NativeArray) -> Primitive:
