@@ -72,7 +72,7 @@ def scan_classes(root: StrPath) -> tuple[list[Entry], list[str]]:
         with os.scandir(root) as found:
             names = sorted(each.name for each in found if each.is_dir() and each.name[0] != ".")
     except OSError as error:
-        raise _missing("folder of images", root, error) from error
+        raise cannot_open("folder of images", root, error) from error
     if not names:
         raise DataError(
             f"'{os.fspath(root)}' has no folders in it; expected one folder of images per class, "
@@ -110,20 +110,20 @@ def shuffled(entries: Sequence[Entry], seed: int | None = None) -> list[Entry]:
     return result
 
 
+def cannot_open(what: str, path: StrPath, error: OSError) -> DataError:
+    """Return the error for what cannot be read, with the nearest name if it is not there."""
+    folder, name = os.path.split(os.fspath(path).rstrip("/"))
+    near = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    hint = did_you_mean(name, near) if isinstance(error, FileNotFoundError) else ""
+    return DataError(f"{what} '{os.fspath(path)}': {error.strerror}{hint}")
+
+
 def _read_lines(path: StrPath) -> list[str]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read().split("\n")
     except OSError as error:
-        raise _missing("list file", path, error) from error
-
-
-def _missing(what: str, path: StrPath, error: OSError) -> DataError:
-    """Return the error for what cannot be read; it offers the nearest name."""
-    folder, name = os.path.split(os.fspath(path).rstrip("/"))
-    near = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    hint = did_you_mean(name, near) if isinstance(error, FileNotFoundError) else ""
-    return DataError(f"{what} '{os.fspath(path)}': {error.strerror}{hint}")
+        raise cannot_open("list file", path, error) from error
 
 
 def _entry(line: str, where: str, least_label: int) -> Entry:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from protocaffe.data.augment import Choices
 from protocaffe.data.batches import Batch, Floats, RawBatch
 from protocaffe.data.datum import Image, decode_image, planar, resize_image
+from protocaffe.data.entries import cannot_open
 from protocaffe.data.images import read_file
 from protocaffe.data.transformer import Transformer
 from protocaffe.errors import DataError
@@ -78,7 +79,7 @@ def read_windows(source: StrPath, fg_threshold: float, bg_threshold: float) -> W
         with open(source, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError as error:
-        raise DataError(f"windows file '{name}': {error.strerror}") from error
+        raise cannot_open("windows file", source, error) from error
     images: list[str] = []
     parts: list[tuple[Table, Table]] = []
     place = 0
@@ -221,11 +222,12 @@ class WindowFiller:
 
     def _check(self) -> None:
         param = self._param
+        if not self.crop_size:
+            raise DataError("transform_param needs a crop_size: what windows are resized to")
         if self.crop_size <= 2 * param.context_pad:
             raise DataError(
                 f"context_pad {param.context_pad} on both sides leaves nothing of crop_size "
-                f"{self.crop_size}; it must be less than half of it, and crop_size at least 1 (in "
-                f"transform_param)"
+                f"{self.crop_size}; it must be less than half of it"
             )
         if param.crop_mode not in ("warp", "square"):
             raise DataError(f"crop_mode '{param.crop_mode}' is unknown; give warp or square")

@@ -100,3 +100,12 @@ def test_shuffling_follows_the_seed():
     entries = [Entry(str(number), 0) for number in range(50)]
     assert shuffled(entries, 1) == shuffled(entries, 1) != shuffled(entries, 2)
     assert sorted(shuffled(entries, 1)) == sorted(entries)
+
+
+def test_the_nearest_name_is_offered(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "list.txt").write_text("a.png 1\n")
+    with pytest.raises(DataError, match=r"trian': No such file or directory; did you mean 'train'"):
+        scan_classes(tmp_path / "trian")
+    with pytest.raises(DataError, match=r"lst\.txt': No such file .*; did you mean 'list\.txt'"):
+        read_list(tmp_path / "lst.txt")

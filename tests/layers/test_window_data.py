@@ -159,7 +159,7 @@ def test_seek_goes_on_as_if_there_had_been_no_break(folder, position):
         ({"batch_size": 0}, "batch_size of at least 1"),
         ({"source": ""}, "needs a source"),
         ({"source": "none.txt"}, r"windows file 'none\.txt': No such file"),
-        ({"transform": {"crop_size": 0}}, "crop_size at least 1"),
+        ({"transform": {"crop_size": 0}}, "transform_param needs a crop_size"),
         ({"context_pad": 5}, "context_pad 5 on both sides leaves nothing of crop_size 10"),
         ({"crop_mode": "wrap"}, "crop_mode 'wrap' is unknown; give warp or square"),
         ({"fg_fraction": 1.5}, r"fg_fraction is 1\.5; legal are 0 to 1"),
