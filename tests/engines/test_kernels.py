@@ -548,3 +548,18 @@ def test_gradients_go_on_below_a_layer_that_changes_shapes_in_mid_pass() -> None
 
 
 POOL = "pooling_param { kernel_size: 3 stride: 2 }"
+
+
+@pytest.mark.parametrize("kinds", [["PReLU", "Clip"], ["BatchNorm", "Scale", "PReLU"]])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_in_place_layers_that_need_their_input_one_after_the_other(
+    kinds: list[str], kernel: bool
+) -> None:
+    """Each finds what it read again in backward, although the next one overwrote it."""
+    operation = "SUM" if kernel else "MAX"
+    text = inputs((2, 6, 5, 5), (2, 6, 5, 5))
+    text += layer("e", "Eltwise", "x y", "a", f"eltwise_param {{ operation: {operation} }}")
+    for index, kind in enumerate(kinds):
+        name = "bn" if kind == "BatchNorm" else f"n{index}"
+        text += layer(name, kind, "a", "a", "clip_param { min: -1 max: 1 }" * (kind == "Clip"))
+    assert_engines_agree(text)

@@ -65,8 +65,12 @@ def normalizations(
 def kept(
     plan: OneDnnPlan, node: LayerNode[Layer], source: NativeArray, target: NativeArray
 ) -> NativeArray:
-    """Return the source as backward needs it: a copy, if forward is about to overwrite it."""
-    if source is not target:
+    """Return the source as backward needs it: a copy, if this or a later layer overwrites it."""
+    bottom, top = node.bottoms[0], node.tops[0]
+    native = bottom.data_storage.native
+    # A target of its own does not save the bottom: what works in place next writes there.
+    lies_in_bottom = isinstance(native, NativeArray) and source.buffer is native.buffer
+    if source.buffer is not target.buffer and not (bottom is top and lies_in_bottom):
         return source
     copy = plan.memory(source.layout)
     plan.add_forward(node, reorder(source, copy), node.bottoms, ())
