@@ -217,8 +217,8 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = function(*values, **options)
         if isinstance(result, tuple):
             return tuple(Array(each) for each in result)
-        return kwargs["out"] if "out" in kwargs else Array(result)
-    if "out" in kwargs:
+        return Array(result) if kwargs.get("out") is None else kwargs["out"]
+    if kwargs.get("out") is not None:
         recorder.queue(lambda: function(*values, **options))
         return kwargs["out"]
     with np.errstate(all="ignore"):
