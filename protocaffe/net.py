@@ -192,6 +192,7 @@ class Net(NetCalls):
             if at_once and not (self.debug_info or any(each.dynamic for each in self.layers)):
                 for part in (self._plan or self._ready()).forward_all():
                     loss.add(part)
+                self._ran = [True] * len(self.layers)
                 return loss
             for index in range(first, stop):
                 self._call("before_forward", index)
