@@ -455,6 +455,8 @@ class Net(NetCalls):
 
     def _check_forward_ran(self, first: int, last: int) -> None:
         """Refuse a backward over layers that have not run forward with their present shapes."""
+        if all(self._ran):
+            return
         for index in range(first, last - 1, -1):
             if self.nodes[index].needs_backward and not self._ran[index]:
                 raise NetError(
@@ -544,6 +546,8 @@ def _read(
     source: str | Path | caffe_pb2.NetParameter,
 ) -> tuple[caffe_pb2.NetParameter, Source | None]:
     if not isinstance(source, caffe_pb2.NetParameter):
+        if source == "":
+            raise UsageError("a net needs the path of a prototxt, or its text; got an empty string")
         return read_net(source)
     text = caffe_pb2.NetParameter()
     text.CopyFrom(source)

@@ -335,6 +335,7 @@ def test_weights_of_a_new_shape_are_noticed() -> None:
 
 BAD_USE = {
     "an unknown phase": (lambda n: Net(SMALL, 7), "phase is TRAIN"),
+    "no text": (lambda n: Net(""), "got an empty string"),
     "text for numbers": (lambda n: n.forward(x="abc"), "input 'x' takes numbers"),
     "rows of many lengths": (lambda n: n.forward(x=[[1], [1, 2]]), "input 'x' takes numbers"),
     "nothing": (lambda n: n.forward(x=None), "input 'x' has shape"),
