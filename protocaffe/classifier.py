@@ -15,6 +15,8 @@ from protocaffe.proto import caffe_pb2
 
 Floats = npt.NDArray[np.float32]
 
+IMAGE_AXES = 3
+
 
 class Classifier(Net):
     """A net that takes one batch of images and gives class scores.
@@ -77,6 +79,8 @@ class Classifier(Net):
         Raises:
             UsageError: there are no images, or they do not fit the net.
         """
+        if isinstance(inputs, np.ndarray) and inputs.ndim == IMAGE_AXES:
+            raise UsageError("predict takes a list of images; for one, write predict([image])")
         images = [io.resize_image(image, self.image_dims) for image in inputs]
         if not images:
             raise UsageError("predict needs at least one image")

@@ -78,6 +78,8 @@ def test_mistakes(files, images, tmp_path):
     with pytest.raises(FileError, match=r"no such file; did you mean 'tiny\.caffemodel'"):
         Classifier(files[0], files[1].with_name("tinny.caffemodel"))
     classifier = Classifier(*files, **SETTINGS)
+    with pytest.raises(UsageError, match=r"list of images; .*predict\(\[image\]\)"):
+        classifier.predict(np.zeros((20, 20, 3)))
     with pytest.raises(UsageError, match="at least one image"):
         classifier.predict([])
     with pytest.raises(UsageError, match=r"takes 3 channel\(s\).*got shape \(1, 6, 8\)"):
