@@ -216,7 +216,11 @@ def table(result: Result) -> str:
 def reads_caffe_nets(python: str) -> bool:
     """Whether this Python has an OpenCV that reads prototxt files (OpenCV 5 does no more)."""
     code = "import cv2; cv2.dnn.readNetFromCaffe"
-    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    try:
+        ended = subprocess.run([python, "-c", code], capture_output=True, check=False)
+    except OSError:
+        return False
+    return ended.returncode == 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
