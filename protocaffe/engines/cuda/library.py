@@ -10,6 +10,8 @@ from typing import Any
 
 INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: cupy-cuda12x and nvidia-cudnn-cu12)"
 
+LAST_FRONTEND = (1, 26)
+
 
 class UnavailableError(Exception):
     """A library, the driver or a GPU is missing; the message says which, and the way out."""
@@ -54,6 +56,11 @@ def load_cudnn() -> Any:
         raise UnavailableError(f"cuDNN is missing ({error}); {INSTALL}") from None
     if not 90000 <= version < 100000:
         raise UnavailableError(f"cuDNN {version} is none of version 9; {INSTALL}")
+    if tuple(int(part) for part in cudnn.__version__.split(".")[:2]) > LAST_FRONTEND:
+        raise UnavailableError(
+            f"cuDNN's frontend is {cudnn.__version__}, and its interface is known up to 1.26 only; "
+            f"pip install 'nvidia-cudnn-frontend<1.27'"
+        )
     return cudnn
 
 

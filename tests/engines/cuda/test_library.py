@@ -50,13 +50,18 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(8902, "cuDNN 8902 is none of version 9"), (None, "cuDNN is missing")]
+    ("version", "frontend", "message"),
+    [
+        (8902, "1.26.0", "cuDNN 8902 is none of version 9"),
+        (None, "", "cuDNN is missing"),
+        (92800, "1.32.0", "frontend is 1.32.0, .* pip install 'nvidia-cudnn-frontend<1.27'"),
+    ],
 )
 def test_a_cudnn_that_cannot_be_used(
-    monkeypatch: pytest.MonkeyPatch, version: int | None, message: str
+    monkeypatch: pytest.MonkeyPatch, version: int | None, frontend: str, message: str
 ) -> None:
-    found = SimpleNamespace(backend_version=lambda: version) if version else None
-    monkeypatch.setitem(sys.modules, "cudnn", found)
+    found = SimpleNamespace(backend_version=lambda: version, __version__=frontend)
+    monkeypatch.setitem(sys.modules, "cudnn", found if version else None)
     with pytest.raises(UnavailableError, match=message):
         load_cudnn()
 
