@@ -30,6 +30,7 @@ class HDF5Data(Layer):
         position: how many rows ``forward`` has given out so far.
     """
 
+    on_host = True
     bottoms = (0, 0)
     tops = (1, None)
 
