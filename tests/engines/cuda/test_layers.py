@@ -6,6 +6,8 @@ Every chain runs twice, and so once as it is and once as captured graphs.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -55,13 +57,19 @@ def test_chain(name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(test_kernels, "build", build)
     function = getattr(test_kernels, name)
     for values in _parameters(function):
-        function(*values)
+        function(**values)
 
 
-def _parameters(function: Any) -> list[tuple[Any, ...]]:
+def _parameters(function: Any) -> Iterator[dict[str, Any]]:
     """The arguments that pytest.mark.parametrize gives a function, if it does."""
     marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
-    return [(value,) for value in marks[0].args[1]] if marks else [()]
+    for values in product(*(mark.args[1] for mark in marks)):
+        given: dict[str, Any] = {}
+        for mark, value in zip(marks, values, strict=True):
+            names = mark.args[0]
+            one = isinstance(names, str)
+            given.update({names: value} if one else zip(names, value, strict=True))
+        yield given
 
 
 NO_GRADIENT = {
