@@ -44,7 +44,8 @@ class Python(Layer):
     propagate_down, bottom)``. They find ``param_str`` in ``self.param_str``, TRAIN (0) or TEST (1)
     in ``self.phase``, and learnable blobs that ``setup`` adds by ``self.blobs.add_blob(*shape)``
     in ``self.blobs``. ``reshape`` also runs before each ``forward``. A layer that computes a loss
-    needs a ``loss_weight`` in the prototxt.
+    needs a ``loss_weight`` in the prototxt. Arrays are NumPy's on every engine; a class that says
+    ``on_host = False`` gets those of ``self.xp`` (CuPy on a GPU) and computes with that module.
 
     Bottoms: what the class takes. Tops: what it makes.
     Reference: Caffe's PythonLayer.
@@ -63,7 +64,8 @@ class Python(Layer):
         layer = Layer(param, where=where)
         _refuse_downloaded(layer)
         user = _find_class(layer)
-        made: Python = super().__new__(type(user.__name__, (cls, user), {}))
+        body = {"on_host": _wants_host(user)}
+        made: Python = super().__new__(type(user.__name__, (cls, user), body))
         return made
 
     def __init__(self, param: caffe_pb2.LayerParameter, **kwargs: Any) -> None:
@@ -103,6 +105,12 @@ class Python(Layer):
                 if name not in own or value is not own[name]:
                     self._users[name] = value
             values.update(own)
+
+
+def _wants_host(user: type[Layer]) -> bool:
+    """Whether a class takes NumPy arrays, as pycaffe's layers do and all that do not say else."""
+    said = (vars(each)["on_host"] for each in user.__mro__[:-2] if "on_host" in vars(each))
+    return bool(next(said, True))
 
 
 def _refuse_downloaded(layer: Layer) -> None:

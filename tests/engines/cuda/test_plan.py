@@ -204,6 +204,41 @@ class Twice(Layer):
         bottom[0].diff[...] = 2 * top[0].diff
 
 
+def test_a_layer_that_says_so_stays_on_the_device(engine: CudaEngine) -> None:
+    inserted = """layer { name: "twice" type: "Python" bottom: "pool" top: "twice"
+        python_param { module: "tests.engines.cuda.test_plan" layer: "TwiceOnDevice" } }"""
+    text = NET.replace('layer { name: "ip"', f'{inserted} layer {{ name: "ip"')
+    text = text.replace('bottom: "pool" top: "ip"', 'bottom: "twice" top: "ip"')
+    solvers = [solver(each, net=text) for each in (engine, "numpy")]
+    for one in solvers:
+        one.step(4)
+    for got, expected in zip(*map(weights, solvers), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    on_device, on_host = (one.net.layer_dict["twice"].seen for one in solvers)
+    assert np.ndarray not in on_device
+    assert on_host == {np.ndarray}
+
+
+class TwiceOnDevice(Layer):
+    """A user's layer that computes with the engine's arrays."""
+
+    on_host = False
+
+    def setup(self, bottom: list, top: list) -> None:
+        self.seen: set[type] = set()
+
+    def reshape(self, bottom: list, top: list) -> None:
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom: list, top: list) -> None:
+        self.seen.add(type(bottom[0].data))
+        top[0].data[...] = self.xp.multiply(bottom[0].data, 2)
+
+    def backward(self, top: list, propagate_down: list, bottom: list) -> None:
+        self.seen.add(type(top[0].diff))
+        bottom[0].diff[...] = 2 * top[0].diff
+
+
 class Growing(Layer):
     """A top that is longer in every pass; it has no gradient."""
 
