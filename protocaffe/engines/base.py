@@ -321,11 +321,13 @@ def own_forward(node: LayerNode[Layer]) -> Work:
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
     written = [top.data_storage for top in tops]
     only_read = without([b.data_storage for b in bottoms], written)
+    # Sources multiply no matrices, and BLAS takes longer to count its threads than some to read.
+    around = own_code if bottoms else quiet
 
     def run() -> None:
         agreed = _bring_to_host(only_read)
         _take_from_holders(written)
-        with own_code():
+        with around():
             layer.forward(bottoms, tops)
         for storage in agreed:
             storage.truth = Truth.BOTH
