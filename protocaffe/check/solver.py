@@ -12,7 +12,7 @@ from protocaffe.errors import near_or_all
 from protocaffe.proto import scan
 from protocaffe.proto.caffe_pb2 import SolverParameter
 from protocaffe.solvers import SOLVERS
-from protocaffe.solvers.learning_rate import NEEDS
+from protocaffe.solvers.learning_rate import NEEDS, missing_rates
 from protocaffe.solvers.snapshot import snapshot_prefix
 from protocaffe.solvers.solver import Solver
 
@@ -53,7 +53,7 @@ def check_settings(solver: SolverParameter, path: str, fields: Fields, problems:
         problems.error(fields.located("type", message))
     for field, message in SOLVERS.get(solver.type, Solver).setting_problems(solver):
         problems.error(fields.located(field, message))
-    for field, message in _missing_paths(solver, path):
+    for field, message in (*missing_rates(solver), *_missing_paths(solver, path)):
         problems.error(fields.located(field, message))
     for field, message in (*_rate_warnings(solver), *_rule_warnings(solver), *_warnings(solver)):
         problems.warning(fields.located(field, message))

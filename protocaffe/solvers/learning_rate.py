@@ -21,8 +21,12 @@ NEEDS = {
 """The solver fields that each policy reads, besides ``base_lr``."""
 
 
+READ_AS_ZERO = ("base_lr", "gamma", "power")
+"""Fields that Caffe reads as 0 where they are missing, and trains."""
+
+
 def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the policy and its fields: the field and a message."""
+    """Yield what keeps the policy from giving a rate: the field and a message."""
     policy = param.lr_policy
     if policy not in NEEDS:
         yield (
@@ -30,16 +34,24 @@ def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]
             f"unknown learning rate policy '{policy}'{did_you_mean(policy, NEEDS)} "
             f"(lr_policy is one of {', '.join(NEEDS)})",
         )
-    if not param.HasField("base_lr"):
-        yield "base_lr", "base_lr is missing; give the solver a learning rate"
     needed = NEEDS.get(policy, ())
     for field in needed:
-        if not param.HasField(field):
+        if field not in READ_AS_ZERO and not param.HasField(field):
             yield "lr_policy", f"lr_policy '{policy}' needs the field {field}"
     if "gamma" in needed and param.gamma < 0:
         yield "gamma", f"gamma must not be negative, got {param.gamma:g}"
     if "stepsize" in needed and param.HasField("stepsize") and param.stepsize <= 0:
         yield "stepsize", f"stepsize must be positive, got {param.stepsize}"
+
+
+def missing_rates(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
+    """Yield the fields of the policy that are missing and count as 0, as in Caffe."""
+    if not param.HasField("base_lr"):
+        yield "base_lr", "base_lr is missing and so 0: nothing is learned; give a learning rate"
+    for field in NEEDS.get(param.lr_policy, ()):
+        if field in READ_AS_ZERO and not param.HasField(field):
+            policy = param.lr_policy
+            yield "lr_policy", f"lr_policy '{policy}' needs the field {field}; without it, it is 0"
 
 
 @dataclass

@@ -26,7 +26,7 @@ from protocaffe.proto import caffe_pb2
 from protocaffe.proto.stored import stored_state
 from protocaffe.proto.text import format_text, is_text, read_solver
 from protocaffe.settings import next_seed
-from protocaffe.solvers.learning_rate import LearningRate, rate_problems
+from protocaffe.solvers.learning_rate import LearningRate, missing_rates, rate_problems
 from protocaffe.solvers.nets import net_problems, test_net_sources, train_net_fields
 from protocaffe.solvers.snapshot import (
     SnapshotPaths,
@@ -104,6 +104,8 @@ class Solver:
         log.info("Initializing solver from parameters: \n%s", format_text(self.param))
         for _, problem in self.setting_problems(self.param):
             raise SolverError(problem)
+        for _, gap in missing_rates(self.param):
+            log.warning("%s", gap)
         _refuse_downloaded(self.param, path)
         if self.param.snapshot:
             check_writable(self._prefix)

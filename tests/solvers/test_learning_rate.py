@@ -8,7 +8,7 @@ import pytest
 
 from protocaffe.errors import SolverError
 from protocaffe.proto.caffe_pb2 import SolverParameter
-from protocaffe.solvers.learning_rate import LearningRate
+from protocaffe.solvers.learning_rate import LearningRate, missing_rates
 
 FIELDS = {"base_lr": 0.5, "gamma": 0.1, "power": 0.75, "stepsize": 10, "max_iter": 40}
 
@@ -46,7 +46,6 @@ def test_multistep_goes_on_from_a_snapshot() -> None:
     [
         ({"lr_policy": "warp"}, "unknown learning rate policy 'warp'"),
         ({"lr_policy": "stpe"}, "did you mean 'step'"),
-        ({"lr_policy": "fixed", "base_lr": None}, "base_lr is missing"),
         ({"lr_policy": "step", "stepsize": None}, "needs the field stepsize"),
         ({"lr_policy": "step", "stepsize": 0}, "stepsize must be positive"),
         ({"lr_policy": "exp", "gamma": -1}, "gamma must not be negative"),
@@ -56,3 +55,17 @@ def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> 
     wanted = {name: value for name, value in {**FIELDS, **fields}.items() if value is not None}
     with pytest.raises(SolverError, match=message):
         LearningRate(SolverParameter(**wanted))
+
+
+@pytest.mark.parametrize(
+    ("policy", "missing", "expected"),
+    [("fixed", "base_lr", 0), ("exp", "gamma", 0), ("inv", "power", 0.5), ("poly", "power", 0.5)],
+)
+def test_what_is_missing_counts_as_0_and_is_told(
+    policy: str, missing: str, expected: float
+) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != missing}
+    param = SolverParameter(lr_policy=policy, **fields)
+    assert LearningRate(param)(3) == pytest.approx(expected)
+    ((_, message),) = missing_rates(param)
+    assert missing in message

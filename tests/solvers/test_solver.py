@@ -118,7 +118,6 @@ def test_what_caffe_refuses_is_refused(case: str, monkeypatch: pytest.MonkeyPatc
         ({"net": "a", "train_net": "b"}, "net and train_net are given"),
         ({"net": "nosuch.prototxt"}, "nosuch.prototxt"),
         ({"net_param": None}, "none is given"),
-        ({"base_lr": None}, "base_lr is missing"),
         ({"iter_size": 0}, "iter_size"),
         ({"regularization_type": "L3"}, "L1 or L2"),
         ({"test_iter": [1]}, "test_interval must be positive"),
