@@ -21,15 +21,21 @@ def be_ended(number, *then):
                 step()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request):
+    """A signal that nobody has made the tests ignore (as nohup does)."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_signal_cleans_up(number):
-    before = signal.getsignal(number)
     steps = []
     with pytest.raises(Terminated) as caught:
         be_ended(number, lambda: steps.append("cleaned up"))
     assert steps == ["cleaned up"]
     assert caught.value.number == number
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_signal_that_was_lost_is_raised_again():
