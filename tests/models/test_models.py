@@ -122,7 +122,7 @@ def test_nothing_is_wrong_but_that_the_images_are_missing(folder, monkeypatch, t
 
 def test_the_weights_that_ship_load():
     shipped = [folder for folder in SMALL if "sha1" in front_matter(folder)]
-    assert {folder.name for folder in shipped} >= {"cifar10_quick", "digits"}
+    assert {folder.name for folder in shipped} >= {"cifar10_full", "cifar10_quick", "digits"}
     for folder in shipped:
         weights = folder / front_matter(folder)["caffemodel"]
         net = Net(folder / "deploy.prototxt", engine="numpy", weights=weights)
