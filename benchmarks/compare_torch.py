@@ -334,6 +334,24 @@ def positive(text: str) -> int:
     return value
 
 
+def add_turn_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a comparison whose sides take turns."""
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=available_cores(),
+        help="threads on every side (default: all cores, here %(default)s)",
+    )
+    parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
+    parser.add_argument(
+        "--iterations",
+        type=positive,
+        help="iterations per turn (default: as many as take about a second)",
+    )
+    parser.add_argument("--engine", help="protocaffe's engine (default: its fastest)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to a file")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -350,19 +368,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="C,H,W",
         help="shape of an image (default: the net's)",
     )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=available_cores(),
-        help="threads on either side (default: all cores, here %(default)s)",
-    )
-    parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
-    parser.add_argument(
-        "--iterations",
-        type=positive,
-        help="iterations per turn (default: as many as take about a second)",
-    )
-    parser.add_argument("--engine", help="protocaffe's engine (default: its fastest)")
+    add_turn_flags(parser)
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -372,7 +378,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="store_true", help="try torch.compile as well (compiling takes minutes)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to a file")
     return parser.parse_args(arguments)
 
 

@@ -23,7 +23,7 @@ from benchmarks.compare_torch import (
     BenchmarkError,
     Times,
     Worker,
-    available_cores,
+    add_turn_flags,
     fitting_iterations,
     least,
     machine,
@@ -244,26 +244,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"images per run, one or several sizes (default: {' '.join(map(str, BATCHES))})",
     )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=available_cores(),
-        help="threads on every side (default: all cores, here %(default)s)",
-    )
-    parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
-    parser.add_argument(
-        "--iterations",
-        type=positive,
-        help="runs per turn (default: as many as take about a second)",
-    )
-    parser.add_argument("--engine", help="protocaffe's engine (default: its fastest)")
+    add_turn_flags(parser)
     parser.add_argument(
         "--opencv-python",
         default=sys.executable,
         metavar="PYTHON",
         help="a Python with NumPy and OpenCV 4 (default: the one that runs this)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to a file")
     return parser.parse_args(arguments)
 
 

@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.compare_torch import Worker, started
+from benchmarks.compare_torch import Worker, available_cores, positive, started
 from benchmarks.nets import NETS
 from benchmarks.worker import milliseconds, serve
 
@@ -96,8 +96,8 @@ def _turn(worker: Worker) -> list[float]:
 def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(prog="benchmarks.update", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=available_cores())
     parser.add_argument("--solver", choices=SOLVERS)
     parser.add_argument("--side", choices=("protocaffe", "torch"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
