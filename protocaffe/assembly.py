@@ -12,6 +12,7 @@ import numpy.typing as npt
 from protocaffe.blob import Blob
 from protocaffe.errors import ProtocaffeError
 from protocaffe.graph import Node
+from protocaffe.graph.backward import BackwardFacts
 from protocaffe.layers import Layer, create_layer
 from protocaffe.log import log, number
 from protocaffe.proto import caffe_pb2
@@ -257,3 +258,20 @@ def _share(layer: Layer, blob: Blob, spec: caffe_pb2.ParamSpec, owner: Learnable
             )
         setattr(owner, name, value)
         owner.written.add(name)
+
+
+def backward_facts(
+    nodes: Sequence[Node], layers: Sequence[Layer], top_names: Sequence[Sequence[str]]
+) -> list[BackwardFacts]:
+    """Return what decides who runs backward, for layers that are set up."""
+    return [
+        BackwardFacts(
+            bottoms=node.bottoms,
+            tops=tops,
+            learns=any(layer.param_propagate_down),
+            has_loss=[weight != 0 for weight in layer.loss_weights],
+            propagate_down=list(layer.param.propagate_down),
+            may_force=[layer.allow_force_backward(i) for i in range(len(node.bottoms))],
+        )
+        for node, layer, tops in zip(nodes, layers, top_names, strict=True)
+    ]

@@ -12,7 +12,13 @@ from typing import Any, NoReturn, SupportsFloat
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.assembly import Assembly, LearnableParam, fill_loss_weights, guarded
+from protocaffe.assembly import (
+    Assembly,
+    LearnableParam,
+    backward_facts,
+    fill_loss_weights,
+    guarded,
+)
 from protocaffe.blob import Blob, Storage
 from protocaffe.calls import MOMENTS, LayerCallback, Named, NetCalls
 from protocaffe.debug import log_backward, log_forward, log_norms
@@ -22,7 +28,7 @@ from protocaffe.errors import (
     UsageError,
 )
 from protocaffe.graph import Graph, build_graph, merge_state
-from protocaffe.graph.backward import BackwardFacts, decide_backward
+from protocaffe.graph.backward import decide_backward
 from protocaffe.layers import Layer
 from protocaffe.layers.python import Python
 from protocaffe.log import log
@@ -415,19 +421,7 @@ class Net(NetCalls):
     # -- building ------------------------------------------------------------------------
 
     def _decide_backward(self) -> list[LayerNode[Layer]]:
-        facts = [
-            BackwardFacts(
-                bottoms=node.bottoms,
-                tops=names,
-                learns=any(layer.param_propagate_down),
-                has_loss=[weight != 0 for weight in layer.loss_weights],
-                propagate_down=list(layer.param.propagate_down),
-                may_force=[layer.allow_force_backward(i) for i in range(len(node.bottoms))],
-            )
-            for node, layer, names in zip(
-                self.graph.nodes, self.layers, self._top_names, strict=True
-            )
-        ]
+        facts = backward_facts(self.graph.nodes, self.layers, self._top_names)
         force = self.graph.param.force_backward
         decide_backward(facts, force)
         if force:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from protocaffe.assembly import Assembly
+from protocaffe.assembly import Assembly, backward_facts
 from protocaffe.check.problems import Problems
 from protocaffe.errors import NetError, ProtocaffeError
 from protocaffe.graph import Graph, Node, build_graph
-from protocaffe.graph.backward import BackwardFacts, decide_backward
+from protocaffe.graph.backward import decide_backward
 from protocaffe.layers import create_layer
 from protocaffe.layers.base import layer_class
 from protocaffe.layers.describe import settings_fields
@@ -207,17 +207,7 @@ def _check_gradients(graph: Graph, assembly: Assembly, problems: Problems) -> No
     """Find layers that would be asked for a gradient which they do not have."""
     if len(assembly.layers) < len(graph.nodes):
         return
-    facts = [
-        BackwardFacts(
-            bottoms=node.bottoms,
-            tops=tops,
-            learns=any(layer.param_propagate_down),
-            has_loss=[weight != 0 for weight in layer.loss_weights],
-            propagate_down=list(layer.param.propagate_down),
-            may_force=[False] * len(node.bottoms),
-        )
-        for node, layer, tops in zip(graph.nodes, assembly.layers, assembly.top_names, strict=True)
-    ]
+    facts = backward_facts(graph.nodes, assembly.layers, assembly.top_names)
     decide_backward(facts)
     for layer, fact in zip(assembly.layers, facts, strict=True):
         for index, wanted in enumerate(fact.wanted if fact.needs_backward else ()):
