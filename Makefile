@@ -3,7 +3,7 @@
 # make lint    check style and types
 # make proto   compile proto/caffe.proto after a change
 # make docs    write docs/layers.md after a change to a layer's docstring or settings
-# make bench   measure speed against PyTorch (benchmarks/README.md)
+# make bench   measure speed and memory against PyTorch and others (benchmarks/README.md)
 #
 # Everything happens in .venv; PYTHON=python3.12 picks another interpreter.
 
@@ -41,6 +41,9 @@ docs: .venv/dev
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks
+	for question in update memory precision inference data layers; do \
+		$(BIN)/python -m benchmarks.$$question || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build
