@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from protocaffe.engines import get_engine
+from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.errors import UsageError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -82,10 +83,18 @@ class Case:
         np.testing.assert_allclose(actual, expected, **self.meta["tolerance"], err_msg=what)
 
 
-@pytest.fixture(params=["numpy", "onednn", "cuda", "cuda over a stand-in"])
+STANDINS = {
+    "cuda over a stand-in": PRECISIONS["float32"],
+    "cuda over a stand-in, channels last": PRECISIONS["tf32"],
+}
+
+
+@pytest.fixture(params=["numpy", "onednn", "cuda", *STANDINS])
 def engine(request):
     try:
-        return standin_engine() if "stand-in" in request.param else get_engine(request.param)
+        if request.param in STANDINS:
+            return standin_engine(precision=STANDINS[request.param])
+        return get_engine(request.param)
     except UsageError as reason:
         pytest.skip(str(reason))
 

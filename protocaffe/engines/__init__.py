@@ -17,7 +17,7 @@ __all__ = ["Engine", "LayerNode", "Loss", "Plan", "get_engine"]
 
 ENGINES = ("numpy", "onednn", "cuda")
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "fp16", "bf16")
 """What activations and their gradients can be; learned weights are float32 in all of them."""
 
 
@@ -34,9 +34,10 @@ def get_engine(
     Args:
         name: ``onednn``, ``numpy``, ``cuda``, None, or an engine, which is returned as it is.
         precision: ``bf16`` lets the onednn engine compute with bfloat16 numbers (8 bits of
-            precision), about twice as fast where the processor has instructions for them;
-            ``tf32`` lets the cuda engine round what it multiplies to 10 bits of mantissa. Where
-            it cannot be, one line is logged and it stays at ``float32``.
+            precision), about twice as fast where the processor has instructions for them, and the
+            cuda engine as well; ``fp16`` is the cuda engine's with 11 bits, ``tf32`` lets it round
+            what it multiplies to 11 bits and nothing else. Where it cannot be, one line is logged
+            and it stays at ``float32``.
         gpu: the number of the cuda engine's GPU; the one of :func:`protocaffe.set_device`, or 0.
         graphs: whether the cuda engine may launch passes as CUDA graphs.
 
@@ -53,20 +54,19 @@ def get_engine(
     if name == "cuda":
         return _cuda(settings.gpu if gpu is None else gpu, precision, graphs)
     engine = _default() if name is None else _by_name(name)
-    if precision == "tf32":
-        log.warning("precision tf32 is the cuda engine's; computing with float32")
+    if precision in ("tf32", "fp16"):
+        log.warning("precision %s is the cuda engine's; computing with float32", precision)
     return _with_bf16(engine) if precision == "bf16" else engine
 
 
 @cache
 def _cuda(number: int, precision: str, graphs: bool) -> Engine:
     from protocaffe.engines.cuda.engine import CudaEngine
+    from protocaffe.engines.cuda.forms import PRECISIONS as KNOWN
     from protocaffe.engines.cuda.library import UnavailableError
 
-    if precision == "bf16":
-        log.warning("the cuda engine has no bf16; computing with float32")
     try:
-        return CudaEngine.open(number, graphs, tf32=precision == "tf32")
+        return CudaEngine.open(number, graphs, KNOWN[precision])
     except UnavailableError as reason:
         raise UsageError(f"the cuda engine cannot run here: {reason}") from None
 

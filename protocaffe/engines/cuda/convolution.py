@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from protocaffe.blob import Array, Blob
+from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.dnn import Convolutions, Geometry
+from protocaffe.engines.cuda.forms import Form
 from protocaffe.engines.cuda.overrides import Override, override
 from protocaffe.layers.convolution import (
     Convolution,
@@ -32,9 +34,16 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
 
     def __init__(self, device: Device, node: LayerNode[ConvolutionBase]) -> None:
         super().__init__(device, node)
-        passes = device.dnn.convolutions(_geometry(node))
+        geometry = _geometry(node)
+        passes = device.dnn.convolutions(geometry)
         assert passes is not None  # fits() has asked
         self.passes: Convolutions = passes
+        shapes = (geometry.image, geometry.weights, geometry.grid)
+        self.image, self.kernel, self.grid = (device.channels_last(shape) for shape in shapes)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[ConvolutionBase]) -> Form:
+        return device.channels_last(node.tops[0].shape)
 
     @classmethod
     def fits(cls, device: Device, node: LayerNode[ConvolutionBase]) -> bool:
@@ -43,24 +52,40 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
             return False
         return device.dnn.convolutions(_geometry(node)) is not None
 
-    def add_weight_diff(self, image: Array, grid: Array) -> None:
+    def weights(self) -> Any:
+        """The weights as the passes want them."""
+        weights = self.layer.blobs[0].data
+        if self.kernel is None:
+            return weights
+        packed = self.device.empty(self.kernel)
+        self.device.pack(weights, packed, self.kernel)
+        return packed
+
+    def add_weight_diff(self, image: Any, grid: Any) -> None:
         """Add to the weights' diff; cuDNN overwrites."""
         diff = self.layer.blobs[0].diff
-        gradient = self.xp.empty_like(diff)
+        if self.kernel is None:
+            gradient = self.xp.empty_like(diff)
+            self.passes.weight_gradient(image, grid, gradient)
+            diff += gradient
+            return
+        gradient = self.device.empty(self.kernel)
         self.passes.weight_gradient(image, grid, gradient)
-        diff += gradient
+        factor = 1 / self.device.precision.diff_scale
+        self.device.unpack(gradient, diff, self.kernel, factor, add=True)
 
-    def add_bias(self, top: Array) -> None:
+    def add_bias(self, top: Blob, form: Form) -> None:
         """Add the bias to all numbers of a channel."""
         if self.layer.geometry.bias_term:
-            rows = top.reshape(*top.shape[:2], -1)
-            rows += self.layer.blobs[1].data[:, None]
+            y, bias = self.data(top, form), self.layer.blobs[1].data
+            inner = 1 if form else math.prod(top.shape[2:])
+            self.device.run("add_bias", y.size, y, bias, bias.size, inner, y.size)
 
-    def add_bias_diff(self, top_diff: Array) -> None:
+    def add_bias_diff(self, top: Blob) -> None:
         """Add to the bias's diff."""
         if self.layer.geometry.bias_term and self.layer.param_propagate_down[1]:
             diff = self.layer.blobs[1].diff
-            diff += top_diff.reshape(*top_diff.shape[:2], -1).sum(axis=(0, 2))
+            diff += top.diff.reshape(*top.shape[:2], -1).sum(axis=(0, 2))
 
 
 @override(Convolution, ConvolutionDepthwise, DepthwiseConvolution)
@@ -69,16 +94,18 @@ class CudaConvolution(CudaConvolutionBase):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         for x, y in zip(bottom, top, strict=True):
-            self.passes.correlate(x.data, self.layer.blobs[0].data, y.data)
-            self.add_bias(y.data)
+            image, grid = self.data(x, self.image), self.data(y, self.grid)
+            self.passes.correlate(image, self.weights(), grid)
+            self.add_bias(y, self.grid)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
-            self.add_bias_diff(y.diff)
+            self.add_bias_diff(y)
+            grid = self.diff(y, self.grid)
             if self.layer.param_propagate_down[0]:
-                self.add_weight_diff(image=x.data, grid=y.diff)
+                self.add_weight_diff(self.data(x, self.image), grid)
             if wanted:
-                self.passes.spread(y.diff, self.layer.blobs[0].data, x.diff)
+                self.passes.spread(grid, self.weights(), self.diff(x, self.image))
 
 
 @override(Deconvolution)
@@ -87,13 +114,15 @@ class CudaDeconvolution(CudaConvolutionBase):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         for x, y in zip(bottom, top, strict=True):
-            self.passes.spread(x.data, self.layer.blobs[0].data, y.data)
-            self.add_bias(y.data)
+            grid, image = self.data(x, self.grid), self.data(y, self.image)
+            self.passes.spread(grid, self.weights(), image)
+            self.add_bias(y, self.image)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
-            self.add_bias_diff(y.diff)
+            self.add_bias_diff(y)
+            image = self.diff(y, self.image)
             if self.layer.param_propagate_down[0]:
-                self.add_weight_diff(image=y.diff, grid=x.data)
+                self.add_weight_diff(image, self.data(x, self.grid))
             if wanted:
-                self.passes.correlate(y.diff, self.layer.blobs[0].data, x.diff)
+                self.passes.correlate(image, self.weights(), self.diff(x, self.grid))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from protocaffe.blob import Array, Storage, Truth, serving
+from protocaffe.blob import Array, Blob, Storage, Truth, serving
 from protocaffe.engines.cuda.dnn import Dnn
+from protocaffe.engines.cuda.forms import FLOAT32, ChannelsLast, Form, Precision
 
 BLOCK = 256
 """Threads of a block; the kernels' sums are over as many."""
@@ -19,20 +20,45 @@ BLOCK = 256
 WORKSPACE = 32 << 20
 """Bytes of device memory for cuBLAS."""
 
+SINGLE: np.dtype[Any] = np.dtype(np.float32)
+HALF: np.dtype[Any] = np.dtype(np.uint16)
+"""What arrays of 16-bit numbers are to CuPy; only kernels and libraries know what the bits mean."""
+
+
+def kernel_source() -> str:
+    """Return the source of all kernels, which begins with what they have in common."""
+    files = sorted(Path(__file__).with_name("kernels").glob("*.cu"), key=_common_first)
+    return "\n".join(file.read_text() for file in files)
+
+
+def _common_first(file: Path) -> tuple[bool, str]:
+    return file.name != "common.cu", file.name
+
 
 class DeviceArray:
-    """A storage's numbers on the device, flat and in Caffe's order.
+    """A storage's numbers on the device, flat.
 
     Args:
         device: where.
-        array: the memory.
+        array: the memory; without it, it is found when it is first needed.
         group: what it is a part of.
+        form: how the numbers lie.
+        scale: what they are multiplied by.
     """
 
-    def __init__(self, device: Device, array: Any, group: Group | None = None) -> None:
-        self._device = device
+    def __init__(
+        self,
+        device: Device,
+        array: Any = None,
+        group: Group | None = None,
+        form: Form = None,
+        scale: float = 1.0,
+    ) -> None:
+        self.device = device
         self.array = array
         self.group = group
+        self.form = form
+        self.scale = scale
 
     def host_view(self) -> Array | None:
         """There is none: the device has memory of its own."""
@@ -40,15 +66,19 @@ class DeviceArray:
 
     def load(self, host: Array) -> None:
         """Copy the host's numbers to the device."""
-        if host.size:
-            with self._device.active():
+        if not host.size:
+            return
+        with self.device.active():
+            if self.form is None:
                 self.array.set(host)
+            else:
+                self.device.pack(self.device.xp.asarray(host), self.array, self.form, self.scale)
 
     def store(self, host: Array) -> None:
         """Copy the numbers to the host, when all work before is done."""
         if host.size:
-            with self._device.active():
-                self.array.get(out=host)
+            with self.device.active():
+                self.device.plain(self).get(out=host)
 
     def forget_host(self) -> None:
         """Nothing of the host's is remembered."""
@@ -83,11 +113,13 @@ class Device:
         number: which GPU.
         blas: makes what multiplies matrices, from the stream's address and a workspace.
         dnn: makes what convolves, from the stream's address.
+        precision: what convolutions and matrix products compute with.
 
     Attributes:
         dnn: cuDNN.
         stream: what all work of this engine is queued on.
         copies: what data goes to the device on, meanwhile.
+        serve: gives the layer that runs the array of a storage; see :meth:`serving`.
     """
 
     def __init__(
@@ -96,19 +128,27 @@ class Device:
         number: int,
         blas: Callable[[int, tuple[int, int]], Any],
         dnn: Callable[[int], Dnn],
+        precision: Precision = FLOAT32,
     ) -> None:
         self.xp = xp
+        self.precision = precision
         self._context = xp.cuda.Device(number)
         with self._context:
             self.stream = xp.cuda.Stream(non_blocking=True)
             self.copies = xp.cuda.Stream(non_blocking=True)
-            code = Path(__file__).with_name("kernels.cu").read_text()
-            self._module = xp.RawModule(code=code, options=("--std=c++17",))
+            self._modules = {SINGLE: self._compile()}
+            if precision.is_half:
+                self._modules[HALF] = self._compile(f"-DREAL_IS_{precision.name.upper()}")
             self._workspace = xp.empty(WORKSPACE, np.uint8)
             self._blas = blas(self.stream.ptr, (self._workspace.data.ptr, WORKSPACE))
             self.dnn = dnn(self.stream.ptr)
-        self._kernels: dict[str, Any] = {}
+        self._kernels: dict[tuple[str, np.dtype[Any]], Any] = {}
         self._captures = False
+        self.serve: Callable[..., Any] = self._serve_nobody
+
+    def _compile(self, *definitions: str) -> Any:
+        options = ("--std=c++17", *definitions)
+        return self.xp.RawModule(code=kernel_source(), options=options)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -128,10 +168,12 @@ class Device:
         self.run_blocks(name, -(-count // BLOCK), *arguments)
 
     def run_blocks(self, name: str, blocks: int, *arguments: Any) -> None:
-        """Run a kernel with that many blocks."""
-        if name not in self._kernels:
-            self._kernels[name] = self._module.get_function(name)
-        self._kernels[name]((blocks,), (BLOCK,), tuple(_argument(each) for each in arguments))
+        """Run a kernel with that many blocks; its ``real`` is what an array of 16 bits says."""
+        halves = any(getattr(each, "dtype", None) == HALF for each in arguments)
+        key = (name, HALF if halves else SINGLE)
+        if key not in self._kernels:
+            self._kernels[key] = self._modules[key[1]].get_function(name)
+        self._kernels[key]((blocks,), (BLOCK,), tuple(_argument(each) for each in arguments))
 
     def gemm(self, a: Any, b: Any, out: Any, add: bool = False) -> None:
         """Set ``out = a @ b``, or add to it; see :meth:`CuBlas.gemm`."""
@@ -143,16 +185,63 @@ class Device:
         array: Array = np.frombuffer(memory, np.uint8, size)
         return array
 
+    # -- forms ---------------------------------------------------------------------------
+
+    def channels_last(self, shape: Sequence[int]) -> Form:
+        """Return how a convolution's blob of that shape lies."""
+        return ChannelsLast.of(shape) if self.precision.channels_last else None
+
+    def form(self, storage: Storage) -> Form:
+        """Return how a storage's numbers lie, or will."""
+        native = storage.native
+        return native.form if isinstance(native, DeviceArray) else None
+
+    def assign(self, blob: Blob, form: Form) -> None:
+        """Have a blob's data and diff lie in a form from now on."""
+        scales = (1.0, self.precision.diff_scale if form else 1.0)
+        for storage, scale in zip((blob.data_storage, blob.diff_storage), scales, strict=True):
+            if not self._has(storage) or self.form(storage) != form:
+                storage.bind(DeviceArray(self, form=form, scale=scale))
+
+    def empty(self, form: ChannelsLast) -> Any:
+        """Return a flat array for numbers in a form."""
+        return self.xp.empty(form.count, HALF if self.precision.is_half else SINGLE)
+
+    def pack(self, plain: Any, array: Any, form: ChannelsLast, factor: float = 1.0) -> None:
+        """Set an array in a form to ``factor`` times plain numbers."""
+        extents = (form.channels, form.area, form.count)
+        self.run("pack", form.count, plain, array, float(factor), *extents)
+
+    def unpack(
+        self, array: Any, plain: Any, form: ChannelsLast, factor: float = 1.0, add: bool = False
+    ) -> None:
+        """Set plain numbers to ``factor`` times those of an array in a form, or add to them."""
+        extents = (form.channels, form.area, form.count)
+        self.run("unpack", form.count, array, plain, float(factor), add, *extents)
+
+    def plain(self, native: DeviceArray) -> Any:
+        """Return numbers as plain ones: the array itself if it is plain, else a copy."""
+        if native.form is None:
+            return native.array
+        copy = self.xp.empty(native.form.count, np.float32)
+        self.unpack(native.array, copy, native.form, 1 / native.scale)
+        return copy
+
     # -- blobs ---------------------------------------------------------------------------
 
-    def bring(self, storage: Storage) -> Any:
-        """Return a storage's array on the device, up to date."""
+    def bring(self, storage: Storage) -> DeviceArray:
+        """Return a storage's numbers on the device, up to date."""
+        if not self._has(storage):
+            storage.bind(DeviceArray(self))
         native = storage.native
-        if not isinstance(native, DeviceArray):
+        assert isinstance(native, DeviceArray)
+        if native.array is None:
             self._refuse_capture("memory that is not on the device yet")
             with self.active():
-                native = DeviceArray(self, self.xp.empty(storage.count, storage.dtype))
-            storage.bind(native)
+                form = native.form
+                native.array = (
+                    self.empty(form) if form else self.xp.empty(storage.count, storage.dtype)
+                )
         if storage.truth is Truth.ZERO:
             with self.active():
                 if native.group is None or not native.group.fill_zeros():
@@ -161,27 +250,67 @@ class Device:
         elif storage.truth is Truth.HOST:
             self._refuse_capture("numbers that are on the host")
             storage.native_read()
-        return native.array
+        return native
 
     @contextmanager
-    def serving(self, touched: dict[int, Storage]) -> Iterator[None]:
+    def serving(
+        self, touched: dict[int, Storage], only_read: Sequence[Storage] = ()
+    ) -> Iterator[None]:
         """Give layers that this thread runs their blobs' arrays on the device.
 
-        What a layer asked for counts as written; ``touched`` receives these storages.
-        """
+        Those that ask by ``blob.data`` get plain ones. Where an array lies in another form than
+        the one asked for, it is a copy, which is copied back afterwards.
 
-        def serve(storage: Storage) -> Any:
-            array = self.bring(storage)
+        Args:
+            touched: receives the storages that a layer asked for; they count as written.
+            only_read: those that it does not write.
+        """
+        copies: dict[tuple[int, Form], tuple[Storage, Any, float]] = {}
+
+        def serve(storage: Storage, form: Form = None, scale: float = 1.0) -> Any:
+            native = self.bring(storage)
             touched[id(storage)] = storage
             storage.truth = Truth.NATIVE
-            return array
+            if native.form == form:
+                return native.array
+            if (id(storage), form) not in copies:
+                copies[id(storage), form] = (storage, self._copy(native, form, scale), scale)
+            return copies[id(storage), form][1]
 
         with self.active():
-            before, serving.array = serving.array, serve
+            before = serving.array, self.serve
+            serving.array = self.serve = serve
             try:
                 yield
             finally:
-                serving.array = before
+                serving.array, self.serve = before
+            for (_, form), (storage, copy, scale) in copies.items():
+                if not any(storage is each for each in only_read):
+                    self._copy_back(copy, form, scale, storage)
+
+    def _copy(self, native: DeviceArray, form: Form, scale: float) -> Any:
+        plain = self.plain(native)
+        if form is None:
+            return plain
+        copy = self.empty(form)
+        self.pack(plain, copy, form, scale)
+        return copy
+
+    def _copy_back(self, copy: Any, form: Form, scale: float, storage: Storage) -> None:
+        native = self.bring(storage)
+        plain = self.plain(DeviceArray(self, copy, form=form, scale=scale))
+        if native.form is None:
+            native.array[...] = plain
+        else:
+            self.pack(plain, native.array, native.form, native.scale)
+
+    def _has(self, storage: Storage) -> bool:
+        native = storage.native
+        return isinstance(native, DeviceArray) and native.device is self
+
+    @staticmethod
+    def _serve_nobody(storage: Storage, form: Form = None, scale: float = 1.0) -> Any:
+        raise AssertionError("no layer runs")
 
     # -- graphs --------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocaffe.blob import Array
+from protocaffe.engines.cuda.forms import FLOAT32, Precision
 from protocaffe.log import log
 
 Extents = tuple[int, ...]
@@ -37,16 +38,20 @@ class Dnn:
         cudnn: the module.
         xp: CuPy.
         stream: the address of the stream.
-        tf32: whether engines may round to 10 bits of mantissa.
+        precision: what to compute with.
     """
 
-    def __init__(self, cudnn: Any, xp: Any, stream: int, tf32: bool) -> None:
+    def __init__(self, cudnn: Any, xp: Any, stream: int, precision: Precision = FLOAT32) -> None:
         self.cudnn = cudnn
         self.xp = xp
         self.handle = cudnn.create_handle()
         cudnn.set_stream(handle=self.handle, stream=stream)
         note = cudnn.numerical_note
-        self.deselected = [] if tf32 else [note.TENSOR_CORE, note.DOWN_CONVERT_INPUTS]
+        exact = precision is FLOAT32
+        types = {"fp16": cudnn.data_type.HALF, "bf16": cudnn.data_type.BFLOAT16}
+        self.real = types.get(precision.name, cudnn.data_type.FLOAT)
+        self.strides = _channels_last_strides if precision.channels_last else _strides
+        self.deselected = [note.TENSOR_CORE, note.DOWN_CONVERT_INPUTS] if exact else []
         self._known: dict[Geometry, Convolutions | None] = {}
         # Captured graphs hold addresses, so a workspace that became too small stays.
         self._workspaces = [xp.empty(1, "uint8")]
@@ -100,7 +105,7 @@ class Convolutions:
         cudnn = self._dnn.cudnn
         graph = cudnn.pygraph(
             handle=self._dnn.handle,
-            io_data_type=cudnn.data_type.FLOAT,
+            io_data_type=self._dnn.real,
             intermediate_data_type=cudnn.data_type.FLOAT,
             compute_data_type=cudnn.data_type.FLOAT,
         )
@@ -120,7 +125,7 @@ class Convolutions:
         names = {IMAGE: "image", WEIGHTS: "weights", GRID: "grid"}
         given = {
             number: graph.tensor(
-                name=names[number], dim=list(shape), stride=_strides(shape)
+                name=names[number], dim=list(shape), stride=self._dnn.strides(shape)
             ).set_uid(number)
             for number, shape in shapes.items()
             if number != result
@@ -137,9 +142,16 @@ class Convolutions:
         else:
             made = graph.conv_wgrad(image=given[IMAGE], loss=given[GRID], **windows)
         shape = shapes[result]
-        made.set_output(True).set_uid(result).set_dim(list(shape)).set_stride(_strides(shape))
+        made.set_output(True).set_uid(result).set_dim(list(shape))
+        made.set_stride(self._dnn.strides(shape))
 
 
 def _strides(shape: Extents) -> list[int]:
     """The strides of an array in row order, in numbers."""
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _channels_last_strides(shape: Extents) -> list[int]:
+    """The strides of an array with axis 1 behind all others, in numbers."""
+    first, *others = _strides((shape[0], *shape[2:], shape[1]))
+    return [first, others[-1], *others[:-1]]

@@ -23,6 +23,7 @@ from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the ov
 )
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.dnn import Dnn
+from protocaffe.engines.cuda.forms import FLOAT32, Precision
 from protocaffe.engines.cuda.plan import CudaPlan
 from protocaffe.engines.cuda.update import RULES, CudaUpdate
 from protocaffe.layers import Layer
@@ -45,13 +46,15 @@ class CudaEngine(Engine):
         self._captures = captures
 
     @classmethod
-    def open(cls, number: int = 0, captures: bool = True, tf32: bool = False) -> CudaEngine:
+    def open(
+        cls, number: int = 0, captures: bool = True, precision: Precision = FLOAT32
+    ) -> CudaEngine:
         """Return the engine on one GPU of this machine.
 
         Args:
             number: which GPU.
             captures: whether passes may become CUDA graphs.
-            tf32: whether convolutions and matrix products may round to 10 bits of mantissa.
+            precision: what convolutions and matrix products compute with.
 
         Raises:
             UnavailableError: a library, the driver or the GPU is missing.
@@ -61,8 +64,9 @@ class CudaEngine(Engine):
         device = Device(
             cupy,
             number,
-            lambda stream, workspace: library.CuBlas(blas, stream, workspace, tf32),
-            lambda stream: Dnn(cudnn, cupy, stream, tf32),
+            lambda stream, workspace: library.CuBlas(blas, stream, workspace, precision),
+            lambda stream: Dnn(cudnn, cupy, stream, precision),
+            precision,
         )
         return cls(device, captures)
 
@@ -70,12 +74,12 @@ class CudaEngine(Engine):
         self, nodes: Sequence[LayerNode[Layer]], fuse: bool = True, reuse_memory: bool = False
     ) -> Plan:
         """Bind a net's work; every blob has memory of its own, whatever ``reuse_memory`` says."""
-        return CudaPlan(self.device, nodes, self._captures and fuse)
+        return CudaPlan(self.device, nodes, fuse, captures=self._captures and fuse)
 
     def sum_of_squares(self, storages: Sequence[Storage]) -> float:
         """Return the sum of the squares of all numbers, added up on the device."""
         with self.device.active():
-            arrays = [self.device.bring(storage) for storage in storages]
+            arrays = [self.device.plain(self.device.bring(storage)) for storage in storages]
             return float(sum((array * array).sum() for array in arrays))
 
     def whole_update(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from protocaffe.engines.cuda.forms import FLOAT32, Precision
+
 INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: cupy-cuda12x and nvidia-cudnn-cu12)"
 
 LAST_FRONTEND = (1, 26)
@@ -71,11 +73,15 @@ class CuBlas:
         library: the open library.
         stream: the address of the stream it works on.
         workspace: address and bytes of device memory, which a captured graph has to bring along.
-        tf32: whether products may be rounded to 10 bits of mantissa.
+        precision: what to compute with.
     """
 
     def __init__(
-        self, library: Any, stream: int, workspace: tuple[int, int], tf32: bool = False
+        self,
+        library: Any,
+        stream: int,
+        workspace: tuple[int, int],
+        precision: Precision = FLOAT32,
     ) -> None:
         self._library = library
         self._handle = ctypes.c_void_p()
@@ -83,7 +89,8 @@ class CuBlas:
         self._check(library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
         address, size = ctypes.c_void_p(workspace[0]), ctypes.c_size_t(workspace[1])
         self._check(library.cublasSetWorkspace_v2(self._handle, address, size))
-        mode = CUBLAS_TF32_TENSOR_OP_MATH if tf32 else CUBLAS_DEFAULT_MATH
+        exact = precision is FLOAT32
+        mode = CUBLAS_DEFAULT_MATH if exact else CUBLAS_TF32_TENSOR_OP_MATH
         self._check(library.cublasSetMathMode(self._handle, mode))
 
     def gemm(self, a: Any, b: Any, out: Any, add: bool = False) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
+from protocaffe.engines.cuda.forms import Form
 from protocaffe.engines.cuda.overrides import Override, override
 from protocaffe.layers.activation import ReLU
 from protocaffe.layers.dropout import Dropout
@@ -16,14 +17,23 @@ from protocaffe.layers.dropout import Dropout
 class CudaReLU(Override[ReLU]):
     """One kernel per pass."""
 
+    def __init__(self, device: Device, node: LayerNode[ReLU]) -> None:
+        super().__init__(device, node)
+        self._form = device.form(node.bottoms[0].data_storage)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[ReLU]) -> Form:
+        return device.form(node.bottoms[0].data_storage)
+
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x, y, slope = bottom[0].data, top[0].data, float(self.layer.negative_slope)
+        x, y = self.data(bottom[0], self._form), self.data(top[0], self._form)
+        slope = float(self.layer.negative_slope)
         self.device.run("relu_forward", x.size, x, y, slope, x.size)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            x, dy, dx = bottom[0].data, top[0].diff, bottom[0].diff
-            slope = float(self.layer.negative_slope)
+            x, dy = self.data(bottom[0], self._form), self.diff(top[0], self._form)
+            dx, slope = self.diff(bottom[0], self._form), float(self.layer.negative_slope)
             self.device.run("relu_backward", x.size, x, dy, dx, slope, x.size)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
+from protocaffe.engines.cuda.forms import Form
 from protocaffe.layers import Layer
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
@@ -41,6 +42,28 @@ class Override(Generic[AnyLayer]):
     def fits(cls, device: Device, node: LayerNode[AnyLayer]) -> bool:
         """Whether it can run the layer with these settings and shapes."""
         return True
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
+        """How the tops are to lie; those of bottoms are settled."""
+        return None
+
+    def absorb(self, node: LayerNode[Any]) -> bool:
+        """Do the work of the layer behind as well, from now on; False if that cannot be.
+
+        Args:
+            node: it works in place on this one's only top, and wants backward if this one does.
+        """
+        return False
+
+    def data(self, blob: Blob, form: Form) -> Any:
+        """Return a blob's data on the device in a form, flat."""
+        return self.device.serve(blob.data_storage, form)
+
+    def diff(self, blob: Blob, form: Form) -> Any:
+        """Return a blob's diff on the device in a form, flat; unless plain, it is scaled."""
+        scale = self.device.precision.diff_scale if form else 1.0
+        return self.device.serve(blob.diff_storage, form, scale)
 
     def prepare(self) -> None:
         """Do on the host what every forward pass needs, also one that is a graph."""
@@ -76,4 +99,10 @@ def find_override(device: Device, node: LayerNode[Layer]) -> Override[Any] | Non
     made = _overrides.get(type(node.layer))
     blobs = [*node.bottoms, *node.tops]
     plain = all(blob.dtype == np.float32 and blob.count for blob in blobs)
-    return made(device, node) if made and plain and made.fits(device, node) else None
+    if made is None or not plain or not made.fits(device, node):
+        return None
+    form = made.top_form(device, node)
+    if form is not None:
+        for top in node.tops:
+            device.assign(top, form)
+    return made(device, node)

@@ -82,7 +82,7 @@ class DeviceStep:
         """Run what can be captured."""
         agreed = [each for each in self._only_read if each.truth in (Truth.HOST, Truth.BOTH)]
         self.touched = {}
-        with self._device.serving(self.touched), quiet():
+        with self._device.serving(self.touched, self._only_read), quiet():
             self._call()
         for storage in agreed:
             if id(storage) in self.touched:
@@ -180,12 +180,19 @@ class CudaPlan(Plan):
     Args:
         device: the GPU.
         nodes: the net's layers with their blobs, shapes known.
+        fuse: whether a layer may do the work of those behind it as well.
         captures: whether layers in a row may become graphs.
     """
 
-    def __init__(self, device: Device, nodes: Sequence[LayerNode[Layer]], captures: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        nodes: Sequence[LayerNode[Layer]],
+        fuse: bool = True,
+        captures: bool = True,
+    ) -> None:
         self.device = device
-        self._captures = captures
+        self._fuse = fuse
         self._runners: dict[int, Layer | Override[Any]] = {}
         super().__init__(nodes)
         if captures:
@@ -199,6 +206,8 @@ class CudaPlan(Plan):
         if layer.on_host:
             super().add(node)
             return
+        if self._is_absorbed(node):
+            return
         runner: Layer | Override[Any] = layer
         if not forced_own_code(layer):
             runner = find_override(self.device, node) or layer
@@ -206,6 +215,18 @@ class CudaPlan(Plan):
         self.forward[node.index].append(self._forward_step(node, runner))
         if node.needs_backward:
             self.backward[node.index].append(self._backward_step(node, runner))
+
+    def _is_absorbed(self, node: LayerNode[Layer]) -> bool:
+        """Whether the layer before does this one's work as well."""
+        runner = self._runners.get(node.index - 1)
+        if not self._fuse or not isinstance(runner, Override) or forced_own_code(node.layer):
+            return False
+        before = self.nodes[node.index - 1]
+        in_place = len(before.tops) == 1 and node.bottoms == node.tops == before.tops
+        if not in_place or node.needs_backward != before.needs_backward or not runner.absorb(node):
+            return False
+        self._runners[node.index] = runner
+        return True
 
     def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops = node.bottoms, node.tops
@@ -271,7 +292,7 @@ class LateLoss:
         self, device: Device, values: Storage, weights: Array, explain: Work | None
     ) -> None:
         with device.active():
-            self._values = device.bring(values).copy()
+            self._values = device.plain(device.bring(values)).copy()
         self._device = device
         self._weights = weights
         self._explain = explain

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 using std::max;
 using std::min;
@@ -14,6 +15,37 @@ using std::min;
 #define __global__
 #define __shared__ static
 #define __syncthreads() swapcontext(&fibers[threadIdx.x], &scheduler)
+
+static unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+static float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// By arithmetic in double, which holds every fp16 number and every halfway one: 11 bits of
+// mantissa, exponents from -14 to 15, below that steps of 2^-24.
+static unsigned short fp16_from_float(float value) {
+  unsigned short sign = __float_as_uint(value) >> 16 & 0x8000;
+  double size = std::fabs((double)value);
+  if (value != value) return sign | 0x7FFF;
+  if (size >= 65520) return sign | 0x7C00;
+  int exponent = size < std::ldexp(1.0, -14) ? -14 : std::ilogb(size);
+  long steps = std::lrint(std::ldexp(size, 10 - exponent));  // to the nearest, of two to the even
+  return sign | (unsigned short)(steps + (size < std::ldexp(1.0, -14) ? 0 : (exponent + 14) * 1024L));
+}
+
+static float float_from_fp16(unsigned short bits) {
+  int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  double size = exponent ? std::ldexp(1024.0 + mantissa, exponent - 25) : std::ldexp(1.0 * mantissa, -24);
+  if (exponent == 31) size = mantissa ? NAN : INFINITY;
+  return (float)(bits & 0x8000 ? -size : size);
+}
 
 struct Dim {
   unsigned x;

@@ -26,8 +26,9 @@ TYPES = {
 class Kernel:
     """A kernel and the types of its arguments, which CUDA itself does not check."""
 
-    def __init__(self, name: str, arguments: str, body: str) -> None:
+    def __init__(self, name: str, arguments: str, body: str, halves: bool) -> None:
         self.name = name
+        self.halves = halves
         self.types = [_type(each) for each in arguments.split(",")]
         self.waits = "__syncthreads" in body or "block_" in body
 
@@ -43,6 +44,12 @@ class Kernel:
             f"{{ run(call_{self.name}, {str(self.waits).lower()}, blocks, a); }}\n"
         )
 
+    def dtype(self, kind: str) -> type[np.generic]:
+        """Return the NumPy type that an argument of a type has."""
+        if kind == "real*":
+            return np.uint16 if self.halves else np.float32
+        return TYPES[kind]
+
 
 def _type(argument: str) -> str:
     text = argument.replace("const ", "").strip()
@@ -52,16 +59,25 @@ def _type(argument: str) -> str:
 
 
 @cache
-def compiled(source: str) -> tuple[dict[str, Kernel], ctypes.CDLL]:
+def compiled(source: str, *definitions: str) -> tuple[dict[str, Kernel], ctypes.CDLL]:
     """Return the kernels of a source by name, and the library that has their launchers."""
     expanded = _expand(source)
-    kernels = {found[1]: Kernel(*found.groups()) for found in KERNEL.finditer(expanded)}
+    halves = bool(definitions)
+    kernels = {found[1]: Kernel(*found.groups(), halves) for found in KERNEL.finditer(expanded)}
     shim = Path(__file__).with_name("host.h").read_text()
     code = shim + source + "".join(kernel.launcher() for kernel in kernels.values())
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
         file.write_text(code)
-        command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
+        command = [
+            COMPILER,
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            *definitions,
+        ]
         subprocess.run([*command, "-o", str(library), str(file)], check=True, capture_output=True)
         return kernels, ctypes.CDLL(str(library))
 
@@ -81,7 +97,7 @@ def check_and_pack(kernel: Kernel, arguments: tuple) -> ctypes.Array:
     packed.kept = []
     for place, (value, kind) in enumerate(zip(arguments, kernel.types, strict=True)):
         what = f"argument {place} of {kernel.name}, {kind}"
-        assert value.dtype == TYPES[kind], f"{what}: {value.dtype}"
+        assert value.dtype == kernel.dtype(kind), f"{what}: {value.dtype}"
         if kind.endswith("*"):
             assert isinstance(value, np.ndarray), what
             assert value.flags.c_contiguous, f"{what}: not contiguous"

@@ -23,6 +23,7 @@ import pytest
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.dnn import Dnn
 from protocaffe.engines.cuda.engine import CudaEngine
+from protocaffe.engines.cuda.forms import FLOAT32, Precision
 from protocaffe.engines.cuda.library import CuBlas
 from tests.engines.cuda.host_kernels import COMPILER, check_and_pack, compiled
 
@@ -295,7 +296,8 @@ class RawModule:
     """Kernels, from source."""
 
     def __init__(self, *, code: str, options: tuple[str, ...]) -> None:
-        self._kernels, self._library = compiled(code)
+        assert options[0] == "--std=c++17"
+        self._kernels, self._library = compiled(code, *options[1:])
 
     def get_function(self, name: str) -> Callable[..., None]:
         kernel = self._kernels[name]
@@ -395,6 +397,27 @@ class CublasLibrary:
         return 0
 
 
+def from_bits(array: np.ndarray, kind: str) -> np.ndarray:
+    """Return what numbers of a type stand for, as float32."""
+    if kind == "float":
+        return array
+    if kind == "half":
+        return array.view(np.float16).astype(np.float32)
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bits(array: np.ndarray, kind: str) -> np.ndarray:
+    """Return float32 numbers rounded to a type; 16-bit ones as whole numbers."""
+    if kind == "float":
+        return array
+    if kind == "half":
+        with np.errstate(over="ignore"):
+            return array.astype(np.float16).view(np.uint16)
+    whole = array.view(np.uint32)
+    rounded = (whole + 0x7FFF + (whole >> 16 & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+
+
 class NotSupportedError(Exception):
     """No engine for a graph."""
 
@@ -424,8 +447,9 @@ class Tensor:
 class Pygraph:
     """cuDNN's graph of one convolution."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, io_data_type: str, **settings: Any) -> None:
         self._steps: list[str] = []
+        self._type = io_data_type
 
     def tensor(self, *, name: str, dim: list[int], stride: list[int]) -> Tensor:
         return Tensor().set_dim(dim).set_stride(stride)
@@ -459,14 +483,25 @@ class Pygraph:
         return 1000
 
     def execute(self, addresses: dict[int, int], workspace: int, handle: object) -> None:
-        def view(tensor: Tensor) -> np.ndarray:
-            count = int(np.prod(tensor.dim))
-            flat = _floats(ctypes.c_void_p(addresses[tensor.uid]), 1, count)
-            strides = [4 * each for each in tensor.stride]
-            return np.lib.stride_tricks.as_strided(flat[0], tensor.dim, strides)
+        tensors = (*self._inputs, self._result)
+        flat = [self._memory(addresses[each.uid], int(np.prod(each.dim))) for each in tensors]
 
-        arrays = [view(each) for each in (*self._inputs, self._result)]
-        recorder.queue(lambda: _convolve(self._what, *arrays, **self._windows))
+        def run() -> None:
+            numbers = [from_bits(each, self._type) for each in flat]
+            views = [
+                np.lib.stride_tricks.as_strided(
+                    each, tensor.dim, [4 * stride for stride in tensor.stride]
+                )
+                for each, tensor in zip(numbers, tensors, strict=True)
+            ]
+            _convolve(self._what, *views, **self._windows)
+            flat[-1][...] = to_bits(numbers[-1], self._type)
+
+        recorder.queue(run)
+
+    def _memory(self, address: int, count: int) -> np.ndarray:
+        kind = ctypes.c_float if self._type == "float" else ctypes.c_uint16
+        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(kind)), (count,))
 
 
 def _convolve(what, one, other, result, *, padding, stride, dilation):
@@ -508,14 +543,14 @@ cudnn = SimpleNamespace(
     set_stream=lambda handle, stream: None,
     pygraph=Pygraph,
     cudnnGraphNotSupportedError=NotSupportedError,
-    data_type=SimpleNamespace(FLOAT="float"),
+    data_type=SimpleNamespace(FLOAT="float", HALF="half", BFLOAT16="bfloat16"),
     heur_mode=SimpleNamespace(A="A", FALLBACK="FALLBACK"),
     build_plan_policy=SimpleNamespace(HEURISTICS_CHOICE="first"),
     numerical_note=SimpleNamespace(TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down"),
 )
 
 
-def standin_engine(captures: bool = True) -> CudaEngine:
+def standin_engine(captures: bool = True, precision: Precision = FLOAT32) -> CudaEngine:
     """Return the CUDA engine over the stand-ins; skip the test without a compiler for them."""
     if COMPILER is None:
         pytest.skip("no g++ here, which compiles the kernels for the stand-in")
@@ -524,7 +559,8 @@ def standin_engine(captures: bool = True) -> CudaEngine:
     device = Device(
         cupy,
         0,
-        lambda stream, workspace: CuBlas(blas, stream, workspace),
-        lambda stream: Dnn(cudnn, cupy, stream, tf32=False),
+        lambda stream, workspace: CuBlas(blas, stream, workspace, precision),
+        lambda stream: Dnn(cudnn, cupy, stream, precision),
+        precision,
     )
     return CudaEngine(device, captures)

@@ -11,7 +11,7 @@ import pytest
 
 from protocaffe.engines.cuda import device
 
-SOURCE = Path(device.__file__).with_name("kernels.cu").read_text()
+SOURCE = device.kernel_source()
 OPTIONS = ("--std=c++17",)
 
 
@@ -26,7 +26,8 @@ def _nvrtc() -> ctypes.CDLL | None:
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_100"])
-def test_nvidias_compiler_takes_the_kernels(architecture: str) -> None:
+@pytest.mark.parametrize("definition", ["", "-DREAL_IS_FP16", "-DREAL_IS_BF16"])
+def test_nvidias_compiler_takes_the_kernels(architecture: str, definition: str) -> None:
     nvrtc = _nvrtc()
     if nvrtc is None:
         pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc-cu12")
@@ -34,6 +35,7 @@ def test_nvidias_compiler_takes_the_kernels(architecture: str) -> None:
     code = SOURCE.encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, b"kernels.cu", 0, None, None) == 0
     words = [option.encode() for option in (*OPTIONS, f"--gpu-architecture={architecture}")]
+    words += [definition.encode()] * bool(definition)
     status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from protocaffe.engines import Engine, get_engine
+from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.errors import UsageError
 from protocaffe.layers import layer_types
 from protocaffe.layers.describe import describe
@@ -39,10 +40,13 @@ CHAINS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["a GPU", "a stand-in"])
+@pytest.fixture(scope="module", params=["a GPU", "float32", "tf32"])
 def engine(request: pytest.FixtureRequest) -> Engine:
+    """A GPU, or the stand-in with plain arrays, or with channels last."""
     try:
-        return get_engine("cuda") if request.param == "a GPU" else standin_engine()
+        if request.param == "a GPU":
+            return get_engine("cuda")
+        return standin_engine(precision=PRECISIONS[request.param])
     except UsageError as reason:
         pytest.skip(str(reason))
 

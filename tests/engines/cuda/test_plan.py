@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from protocaffe.engines.cuda.engine import CudaEngine
+from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.errors import LayerError
 from protocaffe.layers import Layer
 from protocaffe.net import Net
@@ -80,6 +81,25 @@ def test_training_is_that_of_the_numpy_engine(engine: CudaEngine, kind: str, mor
     assert solvers[0].smoothed_loss == pytest.approx(solvers[1].smoothed_loss, rel=1e-4)
     for got, expected in zip(*map(weights, solvers), strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 24), ("fp16", 11), ("bf16", 8)])
+def test_training_with_other_precisions(precision: str, bits: int) -> None:
+    """Weights stay float32; activations and their gradients are rounded to ``bits``."""
+    engine = standin_engine(precision=PRECISIONS[precision])
+    # Neither a maximum nor a ReLU turns over where a number is rounded.
+    smooth = NET.replace("pooling_param {", "pooling_param { pool: AVE")
+    smooth = smooth.replace('"ReLU"', '"ReLU" relu_param { negative_slope: 0.9 }')
+    solvers = [solver(each, net=smooth) for each in (engine, "numpy", "numpy")]
+    rough, exact, _ = solvers
+    for one in (rough, exact):
+        one.step(5)
+    assert rough.smoothed_loss == pytest.approx(exact.smoothed_loss, rel=2 * 2.0**-bits + 1e-6)
+    for got, expected, start in zip(*map(weights, solvers), strict=True):
+        wrong, moved = np.linalg.norm(got - expected), np.linalg.norm(expected - start)
+        assert wrong < 2 * 2.0**-bits * moved + 1e-6
+    if precision != "tf32":
+        assert engine.device.form(rough.net.blobs["conv"].data_storage) is not None
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
