@@ -19,7 +19,8 @@ from protocaffe.layers.convolution import (
 )
 from protocaffe.layers.detection import PriorBox
 from protocaffe.layers.normalization import LRN
-from protocaffe.layers.pooling import SPP, Pooling, PoolingGeometry
+from protocaffe.layers.planes import PoolingGeometry
+from protocaffe.layers.pooling import SPP, Pooling
 from protocaffe.layers.resize import Interp, Unpool, Upsample
 from protocaffe.proto.caffe_pb2 import LRNParameter, PoolingParameter
 
@@ -80,6 +81,8 @@ def pooling(graph: OnnxGraph, step: Step) -> list[str]:
     """MaxPool or AveragePool, the second top from MaxPool's indices."""
     geometry = step.layer.geometry
     _check_windows(step, geometry)
+    if geometry.method == PoolingParameter.STOCHASTIC:
+        raise step.layer.error("cannot be exported with pool: STOCHASTIC; ONNX has no such pooling")
     if geometry.method == PoolingParameter.AVE:
         return [_average(graph, step.x[0], geometry)]
     if len(step.tops) == 1:

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from protocaffe.errors import LayerError
+from protocaffe.proto import caffe_pb2
 from tests.layers.gradient_check import Runner, check_gradients, spaced
 
 LOWEST = -float(np.finfo(np.float32).max)
@@ -89,6 +90,67 @@ def test_gradients(case, method, seed):
     check_gradients(runner, rng)
 
 
+def stochastic(text, x, phase=caffe_pb2.TRAIN, seed=0):
+    runner = Runner(f'type: "Pooling" pooling_param {{ pool: STOCHASTIC {text} }}', x, phase=phase)
+    runner.layer.rng = np.random.default_rng(seed)
+    runner.layer.reshape(runner.bottom, runner.top)
+    return runner
+
+
+def unpadded(case):
+    """The text of a case without its padding, its kernel and its stride."""
+    text, _, (kernel, stride, _, floor) = case
+    return text.split(" pad_h")[0] + " round_mode: FLOOR" * floor, kernel, stride
+
+
+@given(windows(), st.integers(0, 999))
+@settings(deadline=None, max_examples=40)
+def test_stochastic_pooling_is_the_naive_draw(case, seed):
+    text, kernel, stride = unpadded(case)
+    extents = [k + 3 for k in kernel]
+    x = np.random.default_rng(seed).integers(0, 4, (2, 2, *extents)).astype(float)
+    runner = stochastic(text, x, seed=seed)
+    (y,) = runner.forward()
+    dy = np.arange(1.0, y.size + 1).reshape(y.shape)
+    (dx,) = runner.backward(dy)
+    shares = np.random.default_rng(seed).random((4, *y.shape[2:]), np.float32).reshape(y.shape)
+    expected, gradient = np.zeros_like(y), np.zeros_like(x)
+    for n, c, p, q in np.ndindex(*y.shape):
+        row, column = p * stride[0], q * stride[1]
+        window = x[n, c, row : row + kernel[0], column : column + kernel[1]]
+        running = np.cumsum(window)
+        first = np.argmax(running >= shares[n, c, p, q] * running[-1])
+        h, w = np.unravel_index(first, window.shape)
+        expected[n, c, p, q] = window[h, w]
+        gradient[n, c, row + h, column + w] += dy[n, c, p, q]
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(dx, gradient)
+
+
+@given(windows(), st.integers(0, 999))
+@settings(deadline=None, max_examples=40)
+def test_stochastic_pooling_weighs_by_share_in_test(case, seed):
+    text, kernel, stride = unpadded(case)
+    x = np.random.default_rng(seed).integers(-1, 4, (2, 2, *(k + 3 for k in kernel))).astype(float)
+    (y,) = stochastic(text, x, caffe_pb2.TEST).forward()
+    for n, c, p, q in np.ndindex(*y.shape):
+        row, column = p * stride[0], q * stride[1]
+        window = x[n, c, row : row + kernel[0], column : column + kernel[1]]
+        expected = (window**2).sum() / window.sum() if window.sum() > 0 else 0
+        assert y[n, c, p, q] == pytest.approx(expected)
+
+
+def test_stochastic_pooling_draws_by_share_and_has_no_gradient_in_test():
+    x = np.tile([[1.0, 2.0], [3.0, 4.0]], (200, 20, 1, 1)).reshape(200, 20, 2, 2)
+    (y,) = stochastic("kernel_size: 2", x).forward()
+    counts = np.unique(y, return_counts=True)[1] / y.size
+    np.testing.assert_allclose(counts, [0.1, 0.2, 0.3, 0.4], atol=0.03)
+    runner = stochastic("kernel_size: 2", x, caffe_pb2.TEST)
+    runner.forward()
+    with pytest.raises(LayerError, match="STOCHASTIC has a gradient in phase TRAIN only"):
+        runner.backward(1)
+
+
 def test_the_first_of_equal_pixels_gets_the_gradient():
     runner = Runner('type: "Pooling" pooling_param { kernel_size: 3 }', np.ones((1, 1, 3, 3)))
     runner.forward()
@@ -138,7 +200,7 @@ def test_nan_never_wins():
         ("kernel_size: 2 pad: 2", (1, 1, 4, 4), "must be smaller than the kernel"),
         ("kernel_size: 2 global_pooling: true", (1, 1, 4, 4), "takes no kernel_size"),
         ("global_pooling: true pad: 1", (1, 1, 4, 4), "needs pad 0 and stride 1"),
-        ("kernel_size: 2 pool: STOCHASTIC", (1, 1, 4, 4), "STOCHASTIC is not available"),
+        ("kernel_size: 2 pad: 1 pool: STOCHASTIC", (1, 1, 4, 4), "STOCHASTIC takes no pad"),
         ("kernel_size: 2", (1, 4, 4), "must have 4 axes"),
         ("kernel_size: 5", (1, 1, 3, 3), "does not fit a bottom"),
     ],

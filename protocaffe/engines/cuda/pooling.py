@@ -27,6 +27,10 @@ class CudaPooling(Override[Pooling]):
         if self._is_max:
             self._index = self.xp.empty(node.tops[0].count, np.int32)
 
+    @classmethod
+    def fits(cls, device: Device, node: LayerNode[Pooling]) -> bool:
+        return bool(node.layer.method != PoolingParameter.STOCHASTIC)
+
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = bottom[0].data, top[0].data
         if not self._is_max:

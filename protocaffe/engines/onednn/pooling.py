@@ -26,7 +26,8 @@ from protocaffe.proto import caffe_pb2
 def pooling(plan: OneDnnPlan, node: LayerNode[Pooling]) -> bool:
     """MAX and AVE pooling with Caffe's rounding; a mask top runs the layer's own code."""
     bottom, top = node.bottoms[0], node.tops[0]
-    if len(node.tops) != 1 or _window_outside(node):
+    stochastic = node.layer.method == caffe_pb2.PoolingParameter.STOCHASTIC
+    if stochastic or len(node.tops) != 1 or _window_outside(node):
         return False
     algorithm, correction = _algorithm(plan, node)
     src = plan.layout(bottom)
