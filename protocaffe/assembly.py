@@ -130,6 +130,7 @@ class Assembly:
             dtype=self._dtype,
             dry=self._dry,
         )
+        layer.written_bottoms = node.written_bottoms
         log.info("Creating Layer %s", node.name)
         return layer
 

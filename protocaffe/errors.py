@@ -53,12 +53,19 @@ class UsageError(ProtocaffeError):
     """A command line that makes no sense (exit code 2)."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the nearest known name, or an empty string if none is near."""
+    by_lower = {each.lower(): each for each in known}
+    # Two letters that changed places cost a short name a third of its likeness.
+    cutoff = 0.7 if len(name) > 4 else 0.6
+    near = get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
-    names = list(known)
-    by_lower = {each.lower(): each for each in names}
-    near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def near_or_all(name: str, known: Iterable[str]) -> str:

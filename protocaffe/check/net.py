@@ -214,8 +214,8 @@ def _check_gradients(graph: Graph, assembly: Assembly, problems: Problems) -> No
             if wanted and not layer.allow_force_backward(index):
                 problems.error(
                     layer.error(
-                        f"has no gradient for bottom {index} ('{fact.bottoms[index]}'), but "
-                        f"something below it learns; set propagate_down: false for it"
+                        f"has no gradient for bottom {index} ('{layer.written_bottoms[index]}'), "
+                        f"but something below it learns; set propagate_down: false for it"
                     )
                 )
 

@@ -53,9 +53,14 @@ def check_settings(solver: SolverParameter, path: str, fields: Fields, problems:
         problems.error(fields.located("type", message))
     for field, message in SOLVERS.get(solver.type, Solver).setting_problems(solver):
         problems.error(fields.located(field, message))
-    for field, message in (*missing_rates(solver), *_missing_paths(solver, path)):
+    for field, message in _missing_paths(solver, path):
         problems.error(fields.located(field, message))
-    for field, message in (*_rate_warnings(solver), *_rule_warnings(solver), *_warnings(solver)):
+    for field, message in (
+        *missing_rates(solver),
+        *_rate_warnings(solver),
+        *_rule_warnings(solver),
+        *_warnings(solver),
+    ):
         problems.warning(fields.located(field, message))
 
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{called}: {error}", file=sys.stderr)
         return WRONG_USAGE
     except ProtocaffeError as error:
-        print(f"{called}: {error}", file=sys.stderr)
+        print(f"{called}: {_with_model(str(error))}", file=sys.stderr)
         return FAILED
     except Terminated as end:
         return SIGNALLED + end.number
@@ -115,6 +115,18 @@ def _command(word: str) -> tuple[str, ModuleType]:
     if name not in COMMANDS:
         raise UsageError(f"unknown command{near_or_all(name, COMMANDS)}")
     return name, importlib.import_module(f"{__name__}.{name}")
+
+
+def _with_model(message: str) -> str:
+    """Return the message; if the file that it misses has the name of a model, say where that is."""
+    from protocaffe.zoo.catalogue import README, models_folder
+
+    name, _, problem = message.partition(": ")
+    folder = models_folder() / name
+    if not (problem.startswith("no such file") and (folder / README).is_file()):
+        return message
+    files = ", ".join(sorted(each.name for each in folder.glob("*.prototxt")))
+    return f"{name}: no such file; the model '{name}' has {files} in {folder}"
 
 
 def _overview() -> str:

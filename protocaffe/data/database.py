@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
-from protocaffe.errors import DataError, did_you_mean
+from protocaffe.errors import DataError
 from protocaffe.log import log
+from protocaffe.proto.files import near_file
 
 Bytes = bytes | memoryview
 Record = tuple[bytes, bytes]
@@ -319,12 +320,8 @@ def import_plyvel() -> Any:
 
 
 def _neighbour(path: str) -> str:
-    folder, name = os.path.split(path.rstrip("/"))
-    if not os.path.isdir(folder or "."):
-        return f" (nor does the folder '{folder}')"
-    return did_you_mean(name, os.listdir(folder or ".")) or (
-        "" if os.path.isabs(path) else f" (looked for it in {os.getcwd()})"
-    )
+    here = "" if os.path.isabs(path) else f" (looked for it in {os.getcwd()})"
+    return near_file(path) or here
 
 
 def said_by(error: Exception) -> str:

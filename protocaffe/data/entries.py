@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from protocaffe.errors import DataError, did_you_mean
-from protocaffe.proto.files import StrPath
+from protocaffe.errors import DataError
+from protocaffe.proto.files import StrPath, near_file
 
 IMAGE_SUFFIXES = (
     *(".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
@@ -112,9 +112,7 @@ def shuffled(entries: Sequence[Entry], seed: int | None = None) -> list[Entry]:
 
 def cannot_open(what: str, path: StrPath, error: OSError) -> DataError:
     """Return the error for what cannot be read, with the nearest name if it is not there."""
-    folder, name = os.path.split(os.fspath(path).rstrip("/"))
-    near = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    hint = did_you_mean(name, near) if isinstance(error, FileNotFoundError) else ""
+    hint = near_file(path) if isinstance(error, FileNotFoundError) else ""
     return DataError(f"{what} '{os.fspath(path)}': {error.strerror}{hint}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf import text_format
 
@@ -28,12 +28,17 @@ class Node:
         bottoms: what it reads.
         tops: what it writes.
         where: ``file:line`` of the layer, or an empty string.
+        written_bottoms: what the prototxt calls ``bottoms``, where Split layers rename them.
     """
 
     param: LayerParameter
     bottoms: list[str]
     tops: list[str]
     where: str
+    written_bottoms: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.written_bottoms = tuple(self.bottoms)
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ class Layer:
     Attributes:
         param: the layer's ``LayerParameter`` message.
         name: its name.
+        written_bottoms: what the prototxt calls the bottoms, for messages.
         phase: ``TRAIN`` (0) or ``TEST`` (1).
         blobs: the learnable parameters.
         param_propagate_down: per parameter, whether its gradient is wanted.
@@ -102,6 +103,7 @@ class Layer:
         self.param = param
         self.name: str = param.name
         self.type: str = param.type
+        self.written_bottoms: tuple[str, ...] = tuple(param.bottom)
         self.phase = phase
         self.xp = np if self.on_host else xp
         self.rng = rng if rng is not None else np.random.default_rng()

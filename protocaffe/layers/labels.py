@@ -12,7 +12,7 @@ from protocaffe.layers.base import Layer
 
 def bottom_name(layer: Layer, index: int) -> str:
     """Return a bottom's name for messages."""
-    names = layer.param.bottom
+    names = layer.written_bottoms
     return f"'{names[index]}'" if index < len(names) else f"bottom {index}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from protocaffe.errors import FileError, did_you_mean
+from protocaffe.errors import FileError, nearest
 
 StrPath = str | os.PathLike[str]
 
@@ -32,16 +32,33 @@ def read_bytes(path: StrPath) -> bytes:
     except FileNotFoundError:
         raise missing_file(path) from None
     except IsADirectoryError:
-        raise FileError(f"{path}: expected a file, got a folder") from None
+        inside = ", ".join(sorted(each.name for each in found.glob("*.prototxt")))
+        hint = f" (with {inside})" if inside else ""
+        raise FileError(f"{path}: expected a file, got a folder{hint}") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def missing_file(path: StrPath) -> FileError:
     """Return the error for a file that is not there; it offers the nearest name."""
-    found = Path(path)
-    siblings = os.listdir(found.parent) if found.parent.is_dir() else []
-    return FileError(f"{path}: no such file{did_you_mean(found.name, siblings)}")
+    return FileError(f"{path}: no such file{near_file(path)}")
+
+
+def near_file(path: StrPath) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest name beside a missing file or folder.
+
+    Equal suffixes alone make no names alike.
+    """
+    missing = Path(path)
+    if not missing.parent.is_dir():
+        return f" (nor does the folder '{missing.parent}' exist)"
+    if not os.access(missing.parent, os.R_OK):
+        return ""
+    siblings = list(missing.parent.iterdir())
+    same_kind = {each.stem: each.name for each in siblings if each.suffix == missing.suffix}
+    others = (each.name for each in siblings if each.suffix != missing.suffix)
+    near = same_kind.get(nearest(missing.stem, same_kind)) or nearest(missing.name, others)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def write_atomic(path: StrPath, data: bytes) -> None:

@@ -20,9 +20,16 @@ NEEDS = {
 }
 """The solver fields that each policy reads, besides ``base_lr``."""
 
-
-READ_AS_ZERO = ("base_lr", "gamma", "power")
-"""Fields that Caffe reads as 0 where they are missing, and trains."""
+WITHOUT = {
+    ("step", "gamma"): "the rate falls to 0 at the first step",
+    ("multistep", "gamma"): "the rate falls to 0 at the first step",
+    ("exp", "gamma"): "the rate is 0 from iteration 1 on",
+    ("inv", "gamma"): "the rate stays base_lr",
+    ("inv", "power"): "the rate stays base_lr",
+    ("poly", "power"): "the rate stays base_lr",
+    ("sigmoid", "gamma"): "the rate stays half of base_lr",
+}
+"""Fields that Caffe reads as 0 where a policy misses them, and what comes of that."""
 
 
 def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
@@ -36,7 +43,7 @@ def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]
         )
     needed = NEEDS.get(policy, ())
     for field in needed:
-        if field not in READ_AS_ZERO and not param.HasField(field):
+        if (policy, field) not in WITHOUT and not param.HasField(field):
             yield "lr_policy", f"lr_policy '{policy}' needs the field {field}"
     if "gamma" in needed and param.gamma < 0:
         yield "gamma", f"gamma must not be negative, got {param.gamma:g}"
@@ -47,11 +54,10 @@ def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]
 def missing_rates(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
     """Yield the fields of the policy that are missing and count as 0, as in Caffe."""
     if not param.HasField("base_lr"):
-        yield "base_lr", "base_lr is missing and so 0: nothing is learned; give a learning rate"
-    for field in NEEDS.get(param.lr_policy, ()):
-        if field in READ_AS_ZERO and not param.HasField(field):
-            policy = param.lr_policy
-            yield "lr_policy", f"lr_policy '{policy}' needs the field {field}; without it, it is 0"
+        yield "base_lr", "base_lr is missing and so 0: nothing will be learned"
+    for (policy, field), consequence in WITHOUT.items():
+        if policy == param.lr_policy and not param.HasField(field):
+            yield "lr_policy", f"lr_policy '{policy}' misses {field}, so {consequence}"
 
 
 @dataclass

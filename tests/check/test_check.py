@@ -100,6 +100,15 @@ layer { name: "c" type: "Softmax" bottom: "b" top: "c" }
     assert found[0].startswith("net.prototxt:4: error: layer 'a' (Concat): all bottoms need one")
 
 
+def test_blobs_are_called_as_they_are_written(check):
+    twice = FC + LOSS.replace('"label"', '"data"') + LOSS.replace('bottom: "label"', 'bottom: "fc"')
+    errors = [each for each in check(DATA + twice) if " error: " in each]
+    assert [each.partition("; blob ")[2][:16] for each in errors] == [
+        "'data' has shape",
+        "'fc' has shape (2"[:16],
+    ]
+
+
 def test_missing_files_and_what_follows_from_assumed_shapes(check):
     found = check(
         """layer { name: "data" type: "Data" top: "data" top: "label"
@@ -248,8 +257,12 @@ def test_a_good_solver_has_no_problems(check_solver):
     ("text", "problem"),
     [
         (settings('"fixed"', '"fixd"'), "3: error: unknown learning rate policy 'fixd'; did you"),
-        (settings("base_lr: 0.1\n"), " error: base_lr is missing"),
-        (settings('"fixed"', '"step"'), "3: error: lr_policy 'step' needs the field gamma"),
+        (settings("base_lr: 0.1\n"), " warning: base_lr is missing"),
+        (
+            settings('"fixed"', '"step" stepsize: 5'),
+            "3: warning: lr_policy 'step' misses gamma, so the rate falls to 0 at the first step",
+        ),
+        (settings('"fixed"', '"step" gamma: 1'), "3: error: lr_policy 'step' needs the field step"),
         (settings("", "gamma: 1"), "5: warning: gamma has no effect with lr_policy 'fixed'"),
         (settings("", "stepvalue: 3"), "5: warning: stepvalue has no effect"),
         (settings('"fixed"', '"multistep" gamma: 1'), "3: warning: without stepvalue"),

@@ -66,7 +66,7 @@ def test_json(run_protocaffe, folder):
         ((*WORDS, "--json", "--csv"), 2, "--json and --csv exclude each other"),
         ((*WORDS, "--resize=big"), 2, "--resize: expected a size such as 256 or 240,320"),
         ((*WORDS, "--mean=no.binaryproto"), 1, "mean_file 'no.binaryproto' does not exist"),
-        (("classify", "c.png", "--model=model"), 1, "c.png: no such file; did you mean"),
+        (("classify", "c.png", "--model=model"), 1, "c.png: no such file\n"),
         (("classify", "a.png", "--model=model/deploy.prototxt"), 2, "name them with --weights"),
     ],
 )

@@ -1,12 +1,15 @@
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from protocaffe import cli, errors
 from protocaffe.cli.ending import Terminated
 from protocaffe.cli.flags import Flag
+from protocaffe.proto.files import read_bytes
 
 
 @pytest.fixture
@@ -49,6 +52,21 @@ def test_errors_become_one_message_and_a_code(attempt, capsys, error, code, mess
     captured = capsys.readouterr()
     assert captured.err == message
     assert captured.out == ""
+
+
+def test_the_name_of_a_model_in_place_of_a_file(attempt, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attempt(lambda flags: read_bytes("lenet")) == 1
+    where = r"lenet: no such file; the model 'lenet' has deploy\.prototxt, .*\.prototxt in (/.*)\n"
+    found = re.search(where, capsys.readouterr().err)
+    assert found is not None
+    assert (Path(found[1]) / "deploy.prototxt").is_file()
+    Path("lenets").touch()
+    assert attempt(lambda flags: read_bytes("lenet")) == 1
+    assert re.search(where, capsys.readouterr().err)
+    for other in ("no", "lenet/no", ".."):
+        assert attempt(lambda flags, other=other: read_bytes(other)) == 1
+        assert "the model" not in capsys.readouterr().err
 
 
 def test_programming_errors_are_not_hidden(attempt):

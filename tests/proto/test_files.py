@@ -6,7 +6,7 @@ import pytest
 
 from protocaffe.errors import FileError
 from protocaffe.proto import files
-from protocaffe.proto.files import write_atomic
+from protocaffe.proto.files import missing_file, read_bytes, write_atomic
 
 
 def test_writes_and_replaces(tmp_path):
@@ -74,3 +74,31 @@ def test_failures_are_told_in_plain_words(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(FileError, match="cannot be written: No space left on device"):
         write_atomic(tmp_path / "f", b"x")
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("lenett.prototxt", "; did you mean 'lenet.prototxt'?"),
+        ("lenet.prototext", "; did you mean 'lenet.prototxt'?"),
+        ("lenet", ""),
+        ("lenet.h5", "; did you mean 'lenet.h5.bak'?"),
+        ("quick.prototxt", ""),
+        ("lance", ""),
+        ("no/lenet.prototxt", " (nor does the folder '{folder}/no' exist)"),
+    ],
+)
+def test_only_what_is_near_is_offered_for_a_missing_file(tmp_path, missing, hint):
+    for name in ("LICENSE", "lenet.prototxt", "lenet.h5.bak", "solver.prototxt"):
+        (tmp_path / name).touch()
+    expected = f"{tmp_path}/{missing}: no such file{hint.format(folder=tmp_path)}"
+    assert str(missing_file(tmp_path / missing)) == expected
+
+
+def test_a_folder_tells_its_prototxts(tmp_path):
+    with pytest.raises(FileError, match=r"expected a file, got a folder$"):
+        read_bytes(tmp_path)
+    for name in ("solver.prototxt", "net.prototxt"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileError, match=r"got a folder \(with net.prototxt, solver.prototxt\)$"):
+        read_bytes(tmp_path)

@@ -58,14 +58,25 @@ def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("policy", "missing", "expected"),
-    [("fixed", "base_lr", 0), ("exp", "gamma", 0), ("inv", "power", 0.5), ("poly", "power", 0.5)],
+    ("policy", "missing", "rates", "told"),
+    [
+        ("fixed", "base_lr", (0, 0, 0), "nothing will be learned"),
+        ("step", "gamma", (0.5, 0.5, 0), "falls to 0 at the first step"),
+        ("multistep", "gamma", (0.5, 0.5, 0), "falls to 0 at the first step"),
+        ("exp", "gamma", (0.5, 0, 0), "0 from iteration 1 on"),
+        ("inv", "gamma", (0.5, 0.5, 0.5), "stays base_lr"),
+        ("inv", "power", (0.5, 0.5, 0.5), "stays base_lr"),
+        ("poly", "power", (0.5, 0.5, 0.5), "stays base_lr"),
+        ("sigmoid", "gamma", (0.25, 0.25, 0.25), "stays half of base_lr"),
+    ],
 )
 def test_what_is_missing_counts_as_0_and_is_told(
-    policy: str, missing: str, expected: float
+    policy: str, missing: str, rates: tuple[float, ...], told: str
 ) -> None:
     fields = {name: value for name, value in FIELDS.items() if name != missing}
-    param = SolverParameter(lr_policy=policy, **fields)
-    assert LearningRate(param)(3) == pytest.approx(expected)
+    param = SolverParameter(lr_policy=policy, stepvalue=[10], **fields)
+    rate = LearningRate(param)
+    assert [rate(iteration) for iteration in (0, 1, 10)] == pytest.approx(rates)
     ((_, message),) = missing_rates(param)
     assert missing in message
+    assert told in message
