@@ -17,6 +17,9 @@ from protocaffe.engines.cuda.forms import FLOAT32, ChannelsLast, Form, Precision
 BLOCK = 256
 """Threads of a block; the kernels' sums are over as many."""
 
+WIDE_BYTES = 16
+"""What one instruction of a kernel moves at most."""
+
 WORKSPACE = 32 << 20
 """Bytes of device memory for cuBLAS."""
 
@@ -167,10 +170,14 @@ class Device:
         """
         self.run_blocks(name, -(-count // BLOCK), *arguments)
 
+    def run_wide(self, name: str, count: int, *arguments: Any) -> None:
+        """Run a kernel with one thread per 16 bytes of ``count`` numbers: see ``load`` there."""
+        wide = WIDE_BYTES // (HALF if _has_halves(arguments) else SINGLE).itemsize
+        self.run_blocks(name, -(-count // (BLOCK * wide)), *arguments)
+
     def run_blocks(self, name: str, blocks: int, *arguments: Any) -> None:
         """Run a kernel with that many blocks; its ``real`` is what an array of 16 bits says."""
-        halves = any(getattr(each, "dtype", None) == HALF for each in arguments)
-        key = (name, HALF if halves else SINGLE)
+        key = (name, HALF if _has_halves(arguments) else SINGLE)
         if key not in self._kernels:
             self._kernels[key] = self._modules[key[1]].get_function(name)
         self._kernels[key]((blocks,), (BLOCK,), tuple(_argument(each) for each in arguments))
@@ -340,6 +347,10 @@ class Device:
     def _refuse_capture(self, what: str) -> None:
         if self._captures:
             raise CapturingError(f"a captured pass cannot use {what}")
+
+
+def _has_halves(arguments: Sequence[Any]) -> bool:
+    return any(getattr(each, "dtype", None) == HALF for each in arguments)
 
 
 def _argument(value: Any) -> Any:

@@ -1,6 +1,8 @@
-"""ReLU and Dropout on the device."""
+"""ReLU, ReLU6 and Dropout on the device; their tops lie as their bottoms do."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -8,37 +10,60 @@ from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.forms import Form
-from protocaffe.engines.cuda.overrides import Override, override
-from protocaffe.layers.activation import ReLU
+from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
+from protocaffe.layers.activation import ReLU, ReLU6
 from protocaffe.layers.dropout import Dropout
 
 
-@override(ReLU)
-class CudaReLU(Override[ReLU]):
-    """One kernel per pass."""
+class CudaNeuron(Override[AnyLayer]):
+    """A layer that treats every number by itself.
 
-    def __init__(self, device: Device, node: LayerNode[ReLU]) -> None:
+    Attributes:
+        form: how both bottom and top lie.
+    """
+
+    def __init__(self, device: Device, node: LayerNode[AnyLayer]) -> None:
         super().__init__(device, node)
-        self._form = device.form(node.bottoms[0].data_storage)
+        self.form = self.top_form(device, node)
 
     @classmethod
-    def top_form(cls, device: Device, node: LayerNode[ReLU]) -> Form:
+    def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
         return device.form(node.bottoms[0].data_storage)
 
+
+@override(ReLU)
+class CudaReLU(CudaNeuron[ReLU]):
+    """One kernel per pass."""
+
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        x, y = self.data(bottom[0], self._form), self.data(top[0], self._form)
+        x, y = self.data(bottom[0], self.form), self.data(top[0], self.form)
         slope = float(self.layer.negative_slope)
-        self.device.run("relu_forward", x.size, x, y, slope, x.size)
+        self.device.run_wide("relu_forward", x.size, x, y, slope, x.size)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            x, dy = self.data(bottom[0], self._form), self.diff(top[0], self._form)
-            dx, slope = self.diff(bottom[0], self._form), float(self.layer.negative_slope)
-            self.device.run("relu_backward", x.size, x, dy, dx, slope, x.size)
+            x, dy = self.data(bottom[0], self.form), self.diff(top[0], self.form)
+            dx, slope = self.diff(bottom[0], self.form), float(self.layer.negative_slope)
+            self.device.run_wide("relu_backward", x.size, x, dy, dx, slope, x.size)
+
+
+@override(ReLU6)
+class CudaReLU6(CudaNeuron[ReLU6]):
+    """One kernel per pass."""
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        x, y = self.data(bottom[0], self.form), self.data(top[0], self.form)
+        self.device.run_wide("relu6_forward", x.size, x, y, x.size)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            y, dy = self.data(top[0], self.form), self.diff(top[0], self.form)
+            dx = self.diff(bottom[0], self.form)
+            self.device.run_wide("relu6_backward", y.size, y, dy, dx, y.size)
 
 
 @override(Dropout)
-class CudaDropout(Override[Dropout]):
+class CudaDropout(CudaNeuron[Dropout]):
     """Draws the same numbers in both passes, from one seed per forward; no mask in memory."""
 
     def __init__(self, device: Device, node: LayerNode[Dropout]) -> None:
@@ -55,13 +80,12 @@ class CudaDropout(Override[Dropout]):
             self._seed.set(self.layer.rng.integers(1 << 32, size=2, dtype=np.uint32))
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        self._run(bottom[0].data, top[0].data)
+        self._run(self.data(bottom[0], self.form), self.data(top[0], self.form))
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            self._run(top[0].diff, bottom[0].diff)
+            self._run(self.diff(top[0], self.form), self.diff(bottom[0], self.form))
 
-    def _run(self, x: np.ndarray, y: np.ndarray) -> None:
-        threads = -(-x.size // 4)
+    def _run(self, x: Any, y: Any) -> None:
         settings = (self._seed, self.layer.ratio, self.layer.scale, x.size)
-        self.device.run("dropout", threads, x, y, *settings)
+        self.device.run_wide("dropout", x.size, x, y, *settings)

@@ -47,6 +47,37 @@ typedef float real;
 
 __device__ inline int place() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
+// -- Several numbers per thread -----------------------------------------------------------------
+
+// Neighbouring numbers, moved at once. 16 bytes are the most that one instruction moves; arrays
+// begin at multiples of that.
+template <int COUNT>
+struct alignas(COUNT * sizeof(real)) Numbers {
+  real at[COUNT];
+};
+
+constexpr int WIDE = 16 / sizeof(real);
+typedef Numbers<WIDE> Wide;
+
+// The first of the WIDE numbers that are this thread's, in kernels run by Device.run_wide.
+__device__ inline int wide_place() { return WIDE * place(); }
+
+// Numbers from x[first] on; 0 where there are none any more.
+__device__ inline Wide load(const real* x, int first, int count) {
+  if (first + WIDE <= count) return *(const Wide*)(x + first);
+  Wide numbers;
+  for (int k = 0; k < WIDE; ++k) numbers.at[k] = first + k < count ? x[first + k] : real(0.0f);
+  return numbers;
+}
+
+__device__ inline void store(const Wide& numbers, real* y, int first, int count) {
+  if (first + WIDE <= count)
+    *(Wide*)(y + first) = numbers;
+  else
+    for (int k = 0; k < WIDE; ++k)
+      if (first + k < count) y[first + k] = numbers.at[k];
+}
+
 // The sum of one number per thread, in every thread. Blocks have BLOCK threads.
 #define BLOCK 256
 

@@ -1,18 +1,47 @@
 // -- ReLU -------------------------------------------------------------------------------------
 
+// Infinity times a slope of 0 would be NaN.
+__device__ inline float bend(float value, float slope) {
+  return value > 0 || value != value ? value : (slope == 0 ? 0.0f : slope * value);
+}
+
 extern "C" __global__ void relu_forward(const real* x, real* y, float slope, int count) {
-  int i = place();
-  if (i >= count) return;
-  float value = x[i];
-  y[i] = value > 0 || value != value ? value : (slope == 0 ? 0.0f : slope * value);
+  int first = wide_place();
+  Wide values = load(x, first, count);
+  for (int k = 0; k < WIDE; ++k) values.at[k] = bend(values.at[k], slope);
+  store(values, y, first, count);
 }
 
 extern "C" __global__ void relu_backward(const real* x, const real* dy, real* dx, float slope,
                                          int count) {
-  int i = place();
-  if (i >= count) return;
-  float value = x[i], gradient = dy[i];
-  dx[i] = value > 0 ? gradient : gradient * slope;
+  int first = wide_place();
+  Wide values = load(x, first, count), gradients = load(dy, first, count);
+  for (int k = 0; k < WIDE; ++k)
+    gradients.at[k] = gradients.at[k] * (values.at[k] > 0 ? 1.0f : slope);
+  store(gradients, dx, first, count);
+}
+
+// -- ReLU6 --------------------------------------------------------------------------------------
+
+extern "C" __global__ void relu6_forward(const real* x, real* y, int count) {
+  int first = wide_place();
+  Wide values = load(x, first, count);
+  for (int k = 0; k < WIDE; ++k) {
+    float value = bend(values.at[k], 0);
+    values.at[k] = value > 6 ? 6.0f : value;
+  }
+  store(values, y, first, count);
+}
+
+// y tells where x was between the limits, in place too.
+extern "C" __global__ void relu6_backward(const real* y, const real* dy, real* dx, int count) {
+  int first = wide_place();
+  Wide values = load(y, first, count), gradients = load(dy, first, count);
+  for (int k = 0; k < WIDE; ++k) {
+    float value = values.at[k];
+    gradients.at[k] = gradients.at[k] * (value > 0 && value < 6 ? 1.0f : 0.0f);
+  }
+  store(gradients, dx, first, count);
 }
 
 // -- Dropout ------------------------------------------------------------------------------------
@@ -36,17 +65,17 @@ __device__ inline void philox(u32 counter, const u32* key, u32* out) {
   out[3] = d;
 }
 
-// One thread per four numbers: each is kept with probability 1 - ratio and multiplied by scale.
-// Forward and backward draw the same from one seed; there is no mask in memory.
-extern "C" __global__ void dropout(const float* x, float* y, const u32* seed, float ratio,
+// Each number is kept with probability 1 - ratio and multiplied by scale. Four numbers are drawn at
+// once. Forward and backward draw the same from one seed; there is no mask in memory.
+extern "C" __global__ void dropout(const real* x, real* y, const u32* seed, float ratio,
                                    float scale, int count) {
-  int first = 4 * place();
-  if (first >= count) return;
+  int first = wide_place();
+  Wide values = load(x, first, count);
   u32 random[4];
-  philox((u32)first / 4, seed, random);
-  for (int k = 0; k < 4; ++k)
-    if (first + k < count) {
-      float uniform = (random[k] >> 8) * (1.0f / 16777216.0f);
-      y[first + k] = uniform >= ratio ? x[first + k] * scale : 0.0f;
-    }
+  for (int k = 0; k < WIDE; ++k) {
+    if (k % 4 == 0) philox((u32)(first + k) / 4, seed, random);
+    float uniform = (random[k % 4] >> 8) * (1.0f / 16777216.0f);
+    values.at[k] = uniform >= ratio ? values.at[k] * scale : 0.0f;
+  }
+  store(values, y, first, count);
 }
