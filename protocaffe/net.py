@@ -436,6 +436,8 @@ class Net(NetCalls):
 
     def _check_cut(self, first: int, last: int) -> None:
         """Refuse a backward that would run only some of the layers that ran forward as one."""
+        if first - last + 1 == len(self.layers):
+            return
         ran = set(range(last, first + 1))
         for group in self._plan.joined if self._plan else ():
             if group & ran and group - ran:
@@ -446,6 +448,8 @@ class Net(NetCalls):
                     f"between them; from now on they run one by one: call forward again, then "
                     f"this backward"
                 )
+        if self._plan:
+            self._plan.cut(first, last)
 
     def _check_forward_ran(self, first: int, last: int) -> None:
         """Refuse a backward over layers that have not run forward with their present shapes."""

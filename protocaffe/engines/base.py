@@ -136,6 +136,12 @@ class Plan:
                 loss += float(np.dot(values, weights))
         return loss
 
+    def cut(self, first: int, last: int) -> None:
+        """Get ready for a backward pass over the layers from ``first`` down to ``last`` only.
+
+        It cuts through none of the groups in :attr:`joined`.
+        """
+
     def begin(self) -> None:
         """Note that a forward pass begins; running the first layer does so by itself."""
 

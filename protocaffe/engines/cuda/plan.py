@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -51,24 +52,29 @@ class DeviceStep:
 
     Args:
         device: the GPU.
-        call: the layer's pass.
+        index: the layer's place.
+        call: its pass.
         only_read: storages that the pass leaves as they are, by a layer's contract.
         prepare: what has to happen before each run, on the host, also before that of a graph.
 
     Attributes:
+        index: as above.
+        only_read: as above.
         touched: the storages that the last run asked for.
     """
 
     def __init__(
         self,
         device: Device,
+        index: int,
         call: Work,
         only_read: Sequence[Storage],
         prepare: Work | None = None,
     ) -> None:
         self._device = device
+        self.index = index
         self._call = call
-        self._only_read = only_read
+        self.only_read = only_read
         self.prepare = prepare
         self.touched: dict[int, Storage] = {}
 
@@ -80,9 +86,9 @@ class DeviceStep:
 
     def queue(self) -> None:
         """Run what can be captured."""
-        agreed = [each for each in self._only_read if each.truth in (Truth.HOST, Truth.BOTH)]
+        agreed = [each for each in self.only_read if each.truth in (Truth.HOST, Truth.BOTH)]
         self.touched = {}
-        with self._device.serving(self.touched, self._only_read), quiet():
+        with self._device.serving(self.touched, self.only_read), quiet():
             self._call()
         for storage in agreed:
             if id(storage) in self.touched:
@@ -100,10 +106,15 @@ class Segment:
 
     def __init__(self, device: Device, steps: Sequence[DeviceStep], graphs: Graphs) -> None:
         self._device = device
-        self._steps = steps
+        self.steps = steps
         self._graphs = graphs
         graphs.segments.append(self)
         self.forget()
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it has been captured."""
+        return self._graph is not None
 
     def forget(self) -> None:
         """Begin anew: the next run is an ordinary one."""
@@ -115,7 +126,7 @@ class Segment:
 
     def __call__(self) -> None:
         """Run all layers."""
-        for step in self._steps:
+        for step in self.steps:
             if step.prepare is not None:
                 step.prepare()
         if self._graph is not None and any(s.native is not own for s, own in self._storages):
@@ -123,25 +134,25 @@ class Segment:
         if self._graph is not None or (self._ran and not self._refused and self._capture()):
             self._launch()
             return
-        for step in self._steps:
+        for step in self.steps:
             step.queue()
         self._ran = True
 
     def _capture(self) -> bool:
         """Capture the layers; False if that cannot be done."""
-        storages = {key: each for step in self._steps for key, each in step.touched.items()}
+        storages = {key: each for step in self.steps for key, each in step.touched.items()}
         for storage in storages.values():
             self._device.bring(storage)
         truths = [(each, each.truth) for each in storages.values()]
         try:
-            works = [step.queue for step in self._steps]
+            works = [step.queue for step in self.steps]
             self._graph = self._device.capture(works, self._graphs.pool)
         except (CapturingError, NotImplementedError, RuntimeError) as error:
             # RuntimeError: what CUDA says; NotImplementedError: what CuPy does not capture.
             log.warning("a pass cannot be a CUDA graph (%s): its layers run one by one", error)
             self._refused = True
             return False
-        storages.update((k, each) for step in self._steps for k, each in step.touched.items())
+        storages.update((k, each) for step in self.steps for k, each in step.touched.items())
         natives = [(each, each.native) for each in storages.values()]
         self._storages = [(s, own) for s, own in natives if isinstance(own, DeviceArray)]
         self._written = [each for each in storages.values() if each.truth is Truth.NATIVE]
@@ -194,11 +205,13 @@ class CudaPlan(Plan):
         self.device = device
         self._fuse = fuse
         self._runners: dict[int, Layer | Override[Any]] = {}
+        self._absorbers: dict[int, int] = {}  # of layers whose work another one does, that one
+        self._rows: list[dict[int, list[Work]]] = []  # what was joined of backward
         super().__init__(nodes)
         if captures:
             graphs = Graphs(device)
             self._join(self.forward, range(len(nodes)), graphs)
-            self._join(self.backward, range(len(nodes))[::-1], graphs)
+            self._rows = self._join(self.backward, range(len(nodes))[::-1], graphs)
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: on the host, by an override, or its own code on the device."""
@@ -226,23 +239,49 @@ class CudaPlan(Plan):
         if not in_place or node.needs_backward != before.needs_backward or not runner.absorb(node):
             return False
         self._runners[node.index] = runner
+        absorber = self._absorbers.get(before.index, before.index)
+        self._absorbers[node.index] = absorber
+        self.joined.append({*range(absorber, node.index + 1)})
+        for step in self.backward[absorber]:
+            assert isinstance(step, DeviceStep)
+            step.only_read = without(step.only_read, [node.tops[0].diff_storage])
         return True
 
     def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops = node.bottoms, node.tops
         only_read = without([b.data_storage for b in bottoms], [t.data_storage for t in tops])
         prepare = runner.prepare if isinstance(runner, Override) else None
-        return DeviceStep(self.device, lambda: runner.forward(bottoms, tops), only_read, prepare)
+        run = partial(runner.forward, bottoms, tops)
+        return DeviceStep(self.device, node.index, run, only_read, prepare)
 
     def _backward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops, wanted = node.bottoms, node.tops, node.propagate_down
         written = [b.diff_storage for b, want in zip(bottoms, wanted, strict=True) if want]
         only_read = [blob.data_storage for blob in (*bottoms, *tops, *node.layer.blobs)]
         only_read += without([top.diff_storage for top in tops], written)
-        return DeviceStep(self.device, lambda: runner.backward(tops, wanted, bottoms), only_read)
+        run = partial(runner.backward, tops, wanted, bottoms)
+        return DeviceStep(self.device, node.index, run, only_read)
 
-    def _join(self, works: list[list[Work]], order: Sequence[int], graphs: Graphs) -> None:
-        """Make one piece of work of every row of layers that can be captured."""
+    def follow(self, start: int) -> None:
+        """Bind the layers from ``start`` on again (see :meth:`Plan.follow`)."""
+        self._absorbers = {i: owner for i, owner in self._absorbers.items() if i < start}
+        self.joined = [group for group in self.joined if min(group) < start]
+        self._rows = [row for row in self._rows if min(row) < start]
+        super().follow(start)
+
+    def cut(self, first: int, last: int) -> None:
+        """Take rows apart of which only some layers are to run backward."""
+        for row in self._rows:
+            inside = {index for index in row if last <= index <= first}
+            if inside and len(inside) < len(row):
+                for index, works in row.items():
+                    self.backward[index] = works
+
+    def _join(
+        self, works: list[list[Work]], order: Sequence[int], graphs: Graphs
+    ) -> list[dict[int, list[Work]]]:
+        """Make one piece of work of every row of layers that can be captured; return the rows."""
+        rows = []
         row: list[int] = []
         for index in [*order, -1]:
             # A layer that changes shapes has those behind it bound again, and only those.
@@ -252,17 +291,35 @@ class CudaPlan(Plan):
                 row.append(index)
                 continue
             if len(row) > 1:
+                rows.append({each: works[each] for each in row})
                 steps = [step for each in row for step in works[each]]
                 for each in row:
                     works[each] = []
                 works[row[0]] = [Segment(self.device, steps, graphs)]  # type: ignore[arg-type]
             row = []
+        return rows
 
     def _can_capture(self, index: int) -> bool:
         runner = self._runners.get(index)
         if runner is None:
             return False
         return runner.captures if isinstance(runner, Override) else type(runner) in CAPTURED
+
+    def describe(self, work: Work) -> str:
+        """Say what does it, and for which other layers."""
+        if isinstance(work, Segment):
+            first, last = (self._name(work.steps[end].index) for end in (0, -1))
+            kind = "a CUDA graph" if work.is_graph else "a row"
+            return f"{kind} of {len(work.steps)} layers, {first} to {last}"
+        if not isinstance(work, DeviceStep):
+            return f"{super().describe(work)}, on the host"
+        runner = self._runners[work.index]
+        title = type(runner).__name__ if isinstance(runner, Override) else "own code, by CuPy"
+        others = [self._name(i) for i, owner in self._absorbers.items() if owner == work.index]
+        return f"{title}, which does {' and '.join(others)}, too" if others else title
+
+    def _name(self, index: int) -> str:
+        return self.nodes[index].layer.name
 
     def loss(self, index: int) -> SupportsFloat:
         """Return a layer's share of the loss, which nobody waits for until it is looked at."""

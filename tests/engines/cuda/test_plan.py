@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from protocaffe.engines.cuda.engine import CudaEngine
 from protocaffe.engines.cuda.forms import PRECISIONS
-from protocaffe.errors import LayerError
+from protocaffe.errors import LayerError, NetError
 from protocaffe.layers import Layer
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -190,6 +191,56 @@ def test_layers_run_one_by_one_where_a_pass_begins_or_ends_inside(engine: CudaEn
             net.forward(end="relu")
             net.forward(start="norm")
     np.testing.assert_allclose(nets[0].blobs["loss"].data, nets[1].blobs["loss"].data, rtol=1e-5)
+
+
+def test_backward_may_begin_and_end_inside_a_graph(engine: CudaEngine) -> None:
+    nets = [Net(NET, caffe_pb2.TRAIN, engine=each, seed=1) for each in (engine, "numpy")]
+    for net in nets:
+        give_data(net)
+        for _ in range(3):
+            net.forward()
+            net.backward()
+        net.clear_param_diffs()
+        net.backward(start="pool")
+    assert nets[1].params["conv"][0].diff.any()
+    assert not nets[1].params["ip"][0].diff.any()
+    for got, expected in zip(nets[0].learnable, nets[1].learnable, strict=True):
+        np.testing.assert_allclose(got.blob.diff, expected.blob.diff, rtol=1e-4, atol=1e-5)
+
+
+TURN = 'layer { name: "turn" type: "ReLU" bottom: "ip" top: "ip" }'
+ABSORBED = NET.replace('layer { name: "loss"', f'{TURN} layer {{ name: "loss"')
+
+
+def test_what_layers_run_as_is_told(engine: CudaEngine) -> None:
+    net = Net(ABSORBED, caffe_pb2.TRAIN, engine=engine, seed=1)
+    give_data(net)
+    backward = net.layer_names.index("loss")
+    titles = []
+    for _ in range(2):
+        net.forward()
+        net.backward()
+        titles.append(net.plan.describe(net.plan.backward[backward][0]))
+    assert re.fullmatch(r"a row of \d layers, loss to conv", titles[0])
+    assert titles[1] == titles[0].replace("a row", "a CUDA graph")
+    net.run_one_by_one()
+    names = [[net.plan.describe(work) for work in works] for works in net.plan.forward]
+    assert names[1:] == [[f"Cuda{layer.type}"] for layer in net.layers[1:]]
+
+
+def test_a_layer_tells_whose_work_it_does(engine: CudaEngine) -> None:
+    net = Net(ABSORBED, caffe_pb2.TRAIN, engine=standin_engine(captures=False), seed=1)
+    place = net.layer_names.index("ip")
+    for works in (net.plan.forward, net.plan.backward):
+        titles = [net.plan.describe(work) for work in works[place]]
+        assert titles == ["CudaInnerProduct, which does turn, too"]
+        assert not works[place + 1]
+    give_data(net)
+    net.forward()
+    with pytest.raises(NetError, match="the layers ip, turn ran forward as one"):
+        net.backward(start="ip")
+    net.forward()
+    net.backward(start="ip")
 
 
 def test_layers_on_the_host_split_graphs(engine: CudaEngine) -> None:
