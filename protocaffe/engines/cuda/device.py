@@ -182,9 +182,9 @@ class Device:
             self._kernels[key] = self._modules[key[1]].get_function(name)
         self._kernels[key]((blocks,), (BLOCK,), tuple(_argument(each) for each in arguments))
 
-    def gemm(self, a: Any, b: Any, out: Any, add: bool = False) -> None:
-        """Set ``out = a @ b``, or add to it; see :meth:`CuBlas.gemm`."""
-        self._blas.gemm(a, b, out, add)
+    def gemm(self, a: Any, b: Any, out: Any, add: bool = False, factor: float = 1.0) -> None:
+        """Set ``out = factor * a @ b``, or add that to it; see :meth:`CuBlas.gemm`."""
+        self._blas.gemm(a, b, out, add, factor)
 
     def pinned(self, size: int) -> Array:
         """Return bytes of host memory that is copied to the device without a detour."""

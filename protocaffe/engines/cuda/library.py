@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
+
 from protocaffe.engines.cuda.forms import FLOAT32, Precision
 
 INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: cupy-cuda12x and nvidia-cudnn-cu12)"
@@ -84,40 +86,65 @@ class CuBlas:
         precision: Precision = FLOAT32,
     ) -> None:
         self._library = library
+        self._half = HALVES.get(precision.name)
         self._handle = ctypes.c_void_p()
         self._check(library.cublasCreate_v2(ctypes.byref(self._handle)))
+        # In this order: with another stream, cuBLAS goes back to a workspace of its own.
         self._check(library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
         address, size = ctypes.c_void_p(workspace[0]), ctypes.c_size_t(workspace[1])
         self._check(library.cublasSetWorkspace_v2(self._handle, address, size))
-        exact = precision is FLOAT32
-        mode = CUBLAS_DEFAULT_MATH if exact else CUBLAS_TF32_TENSOR_OP_MATH
-        self._check(library.cublasSetMathMode(self._handle, mode))
+        self._check(library.cublasSetMathMode(self._handle, _math_mode(precision)))
 
-    def gemm(self, a: Any, b: Any, out: Any, add: bool = False) -> None:
-        """Set ``out = a @ b``, or ``out += a @ b``; float32 matrices, a and b also transposed.
+    def gemm(self, a: Any, b: Any, out: Any, add: bool = False, factor: float = 1.0) -> None:
+        """Set ``out = factor * a @ b``, or add that to it.
 
         To cuBLAS, which counts in columns, our rows are the transpose: out^T = b^T a^T.
+
+        Args:
+            a: a matrix in row order or the transpose of one, float32 or 16-bit (uint16) numbers
+                of the precision's type.
+            b: the same, of the same type.
+            out: a matrix in row order of either type; what goes there is added up in float32.
+            add: whether it is added to.
+            factor: multiplies the product.
         """
         (rows, inner), columns = a.shape, b.shape[1]
         first, first_lead = _operand(b)
         second, second_lead = _operand(a)
+        alpha, beta = ctypes.c_float(factor), ctypes.c_float(add)
         self._check(
-            self._library.cublasSgemm_v2(
-                *(self._handle, first, second, columns, rows, inner),
-                *(ctypes.byref(ONE), ctypes.c_void_p(b.data.ptr), first_lead),
-                *(ctypes.c_void_p(a.data.ptr), second_lead),
-                *(ctypes.byref(ONE if add else ZERO), ctypes.c_void_p(out.data.ptr), columns),
+            self._library.cublasGemmEx(
+                *(self._handle, first, second, columns, rows, inner, ctypes.byref(alpha)),
+                *(ctypes.c_void_p(b.data.ptr), self._type(b), first_lead),
+                *(ctypes.c_void_p(a.data.ptr), self._type(a), second_lead, ctypes.byref(beta)),
+                *(ctypes.c_void_p(out.data.ptr), self._type(out), columns),
+                *(CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
             )
         )
 
+    def _type(self, matrix: Any) -> int | None:
+        return CUDA_R_32F if matrix.dtype == np.float32 else self._half
+
     def _check(self, status: int) -> None:
         if status:
-            raise RuntimeError(f"cuBLAS says {status}")
+            reason = self._library.cublasGetStatusString(status).decode()
+            raise RuntimeError(f"cuBLAS says {status}: {reason}")
 
 
 CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
 CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 0, 3
-ONE, ZERO = ctypes.c_float(1), ctypes.c_float(0)
+CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16
+CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
+CUDA_R_32F = 0
+HALVES = {"fp16": 2, "bf16": 14}
+"""CUDA's numbers of the types."""
+
+
+def _math_mode(precision: Precision) -> int:
+    """How float32 numbers are multiplied; sums are float32 either way."""
+    exact = precision is FLOAT32
+    mode = CUBLAS_DEFAULT_MATH if exact else CUBLAS_TF32_TENSOR_OP_MATH
+    return mode | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 
 def _operand(matrix: Any) -> tuple[int, int]:
@@ -133,4 +160,6 @@ def load_cublas(cupy: Any) -> Any:
     """Return the cuBLAS library that CuPy has opened."""
     import cupy_backends.cuda.libs.cublas  # noqa: F401  (opens it)
 
-    return ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
+    library = ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
+    library.cublasGetStatusString.restype = ctypes.c_char_p
+    return library

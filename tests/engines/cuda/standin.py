@@ -14,6 +14,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -359,39 +360,94 @@ class CuPy:
         return run
 
 
-def _floats(address: ctypes.c_void_p, rows: int, columns: int) -> np.ndarray:
-    """View memory as a matrix in row order."""
-    pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-    return np.ctypeslib.as_array(pointer, (rows, columns))
+KINDS = {0: "float", 2: "half", 14: "bfloat16"}
+"""CUDA's numbers of types."""
+WIDTHS: dict[str, Any] = {
+    "float": ctypes.c_float,
+    "half": ctypes.c_uint16,
+    "bfloat16": ctypes.c_uint16,
+}
+
+
+def memory(address: int | None, count: int, kind: str) -> np.ndarray:
+    """View device memory."""
+    pointer = ctypes.cast(address, ctypes.POINTER(WIDTHS[kind]))
+    return np.ctypeslib.as_array(pointer, (count,))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix in memory as cuBLAS is told of it: in column order, perhaps to be turned."""
+
+    array: np.ndarray
+    kind: str
+    turned: bool
+
+    @classmethod
+    def at(cls, address: Any, kind: int, op: int, rows: int, columns: int, lead: int) -> Matrix:
+        if op:
+            rows, columns = columns, rows
+        assert min(rows, columns) > 0
+        assert lead >= rows
+        count = lead * (columns - 1) + rows
+        flat = memory(address.value, count, KINDS[kind])
+        step = flat.itemsize
+        array = np.lib.stride_tricks.as_strided(flat, (rows, columns), (step, lead * step))
+        return cls(array, KINDS[kind], bool(op))
+
+    def read(self) -> np.ndarray:
+        numbers = from_bits(np.ascontiguousarray(self.array), self.kind)
+        return numbers.T if self.turned else numbers
+
+    def write(self, numbers: np.ndarray) -> None:
+        self.array[...] = to_bits(np.ascontiguousarray(numbers), self.kind)
 
 
 class CublasLibrary:
-    """cuBLAS, as far as the engine calls it: everything lies in column order."""
+    """cuBLAS, as far as the engine calls it."""
+
+    def __init__(self, half: str | None = None) -> None:
+        self._kinds = {"float", half or "float"}
+        self._calls: list[str] = []
 
     def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802
         return 0
 
     def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:  # noqa: N802
+        self._calls.append("stream")
         return 0
 
     def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:  # noqa: N802
+        assert self._calls == ["stream"], "setting a stream forgets the workspace"
+        assert address.value
+        assert size.value >= 32 << 20, "what NVIDIA recommends for Hopper"
         return 0
 
     def cublasSetMathMode(self, handle: Any, mode: int) -> int:  # noqa: N802
+        assert mode in (16, 19), "exact or TF32; either way sums are float32"
         return 0
 
-    def cublasSgemm_v2(  # noqa: N802
-        self, handle, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
-    ) -> int:
-        factor = beta._obj.value
-        # A matrix in column order is the transpose of one in row order.
-        first = _floats(a, k, lda)[:, :m].T if op_a == 0 else _floats(a, m, lda)[:, :k]
-        second = _floats(b, n, ldb)[:, :k].T if op_b == 0 else _floats(b, k, ldb)[:, :n]
-        result = _floats(c, n, ldc)[:, :m].T
+    def cublasGetStatusString(self, status: int) -> bytes:  # noqa: N802
+        assert status == 15
+        return b"the requested functionality is not supported"
+
+    def cublasGemmEx(self, *arguments: Any) -> int:  # noqa: N802
+        _, op_a, op_b, m, n, k, alpha, a, a_kind, lda, *others = arguments
+        b, b_kind, ldb, beta, c, c_kind, ldc, compute, algorithm = others
+        assert isinstance(alpha._obj, ctypes.c_float)
+        assert isinstance(beta._obj, ctypes.c_float)
+        assert (compute, algorithm) == (68, -1)
+        if a_kind != b_kind or c_kind not in (0, a_kind):
+            return 15
+        first = Matrix.at(a, a_kind, op_a, m, k, lda)
+        second = Matrix.at(b, b_kind, op_b, k, n, ldb)
+        result = Matrix.at(c, c_kind, 0, m, n, ldc)
+        assert {first.kind, result.kind} <= self._kinds
+        factor, before = alpha._obj.value, beta._obj.value
 
         def multiply() -> None:
-            product = first @ second
-            result[...] = product + factor * result if factor else product
+            product = factor * (first.read() @ second.read())
+            result.write(product + before * result.read() if before else product)
 
         recorder.queue(multiply)
         return 0
@@ -484,7 +540,7 @@ class Pygraph:
 
     def execute(self, addresses: dict[int, int], workspace: int, handle: object) -> None:
         tensors = (*self._inputs, self._result)
-        flat = [self._memory(addresses[each.uid], int(np.prod(each.dim))) for each in tensors]
+        flat = [memory(addresses[t.uid], int(np.prod(t.dim)), self._type) for t in tensors]
 
         def run() -> None:
             numbers = [from_bits(each, self._type) for each in flat]
@@ -498,10 +554,6 @@ class Pygraph:
             flat[-1][...] = to_bits(numbers[-1], self._type)
 
         recorder.queue(run)
-
-    def _memory(self, address: int, count: int) -> np.ndarray:
-        kind = ctypes.c_float if self._type == "float" else ctypes.c_uint16
-        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(kind)), (count,))
 
 
 def _convolve(what, one, other, result, *, padding, stride, dilation):
@@ -555,7 +607,7 @@ def standin_engine(captures: bool = True, precision: Precision = FLOAT32) -> Cud
     if COMPILER is None:
         pytest.skip("no g++ here, which compiles the kernels for the stand-in")
     cupy = CuPy()
-    blas = CublasLibrary()
+    blas = CublasLibrary({"fp16": "half", "bf16": "bfloat16"}.get(precision.name))
     device = Device(
         cupy,
         0,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from protocaffe.engines import get_engine
+from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.engines.cuda.library import UnavailableError, load_cudnn, load_cupy
 from protocaffe.errors import UsageError
-from tests.engines.cuda.standin import Array, standin_engine
+from tests.engines.cuda.standin import Array, from_bits, standin_engine, to_bits
 
 
 class CUDARuntimeError(RuntimeError):
@@ -95,3 +96,19 @@ def test_gemm_of_matrices_in_row_order(
     expected = a.host @ b.host + (out.host if add else 0)
     standin_engine().device.gemm(a, b, out, add)
     np.testing.assert_allclose(out.host, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "half"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize("to_half", [False, True])
+def test_gemm_of_16_bit_numbers(precision: str, kind: str, to_half: bool) -> None:
+    numbers = np.arange(12, dtype=np.float32)  # whole ones, which 8 bits hold
+    a, b = (numbers.reshape(3, 4) - 5, numbers.reshape(4, 3) % 5 - 2)
+    out = np.ones((3, 3), np.float32)
+    arrays = [Array(to_bits(each, kind)) for each in (a, b)]
+    result = Array(to_bits(out, kind) if to_half else out.copy())
+    engine = standin_engine(precision=PRECISIONS[precision])
+    engine.device.gemm(*arrays, result, add=True, factor=0.5)
+    got = from_bits(result.host, kind) if to_half else result.host
+    np.testing.assert_array_equal(got, a @ b / 2 + 1)
+    with pytest.raises(RuntimeError, match=r"cuBLAS says 15: .* not supported"):
+        engine.device.gemm(arrays[0], Array(b), result)
