@@ -150,8 +150,9 @@ class Device:
         self.serve: Callable[..., Any] = self._serve_nobody
 
     def _compile(self, *definitions: str) -> Any:
-        options = ("--std=c++17", *definitions)
-        return self.xp.RawModule(code=kernel_source(), options=options)
+        module = self.xp.RawModule(code=kernel_source(), options=("--std=c++17", *definitions))
+        module.compile()  # now, for by itself it does so at the first launch, in mid-pass
+        return module
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -188,7 +189,8 @@ class Device:
 
     def pinned(self, size: int) -> Array:
         """Return bytes of host memory that is copied to the device without a detour."""
-        memory = self.xp.cuda.alloc_pinned_memory(size)
+        with self._context:  # threads that read ahead would pin it for GPU 0
+            memory = self.xp.cuda.alloc_pinned_memory(size)
         array: Array = np.frombuffer(memory, np.uint8, size)
         return array
 

@@ -61,13 +61,14 @@ class CudaEngine(Engine):
         """
         cupy = library.load_cupy(number)
         blas, cudnn = library.load_cublas(cupy), library.load_cudnn()
-        device = Device(
-            cupy,
-            number,
-            lambda stream, workspace: library.CuBlas(blas, stream, workspace, precision),
-            lambda stream: Dnn(cudnn, cupy, stream, precision),
-            precision,
-        )
+        with library.explained(cupy, number):
+            device = Device(
+                cupy,
+                number,
+                lambda stream, workspace: library.CuBlas(blas, stream, workspace, precision),
+                lambda stream: Dnn(cudnn, cupy, stream, precision),
+                precision,
+            )
         return cls(device, captures)
 
     def plan(

@@ -6,13 +6,15 @@ Nothing here is imported before somebody asks for the engine. What is missing is
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from protocaffe.engines.cuda.forms import FLOAT32, Precision
 
-INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: cupy-cuda12x and nvidia-cudnn-cu12)"
+INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: 'protocaffe[gpu12]')"
 
 LAST_FRONTEND = (1, 26)
 
@@ -66,6 +68,21 @@ def load_cudnn() -> Any:
             f"pip install 'nvidia-cudnn-frontend<1.27'"
         )
     return cudnn
+
+
+@contextmanager
+def explained(cupy: Any, number: int) -> Iterator[None]:
+    """Say in one line why a GPU cannot be used, if what is done in this context fails."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, cupy.cuda.compiler.CompileException) as error:
+        # CuPy's RuntimeErrors say what is missing for its compiler: the library or its headers.
+        message = f"GPU {number} cannot be used: {_line(error)}; {INSTALL}"
+        raise UnavailableError(message) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class CuBlas:
@@ -157,9 +174,15 @@ def _operand(matrix: Any) -> tuple[int, int]:
 
 
 def load_cublas(cupy: Any) -> Any:
-    """Return the cuBLAS library that CuPy has opened."""
-    import cupy_backends.cuda.libs.cublas  # noqa: F401  (opens it)
+    """Return the cuBLAS library that CuPy uses.
 
-    library = ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
-    library.cublasGetStatusString.restype = ctypes.c_char_p
-    return library
+    Raises:
+        UnavailableError: there is none.
+    """
+    try:
+        # As an attribute: `import cupy_backends.cuda.libs.cublas` does not look in site-packages,
+        # where pip puts the library.
+        from cupy_backends.cuda.libs import cublas  # noqa: F401
+    except ImportError as error:
+        raise UnavailableError(f"cuBLAS is missing ({_line(error)}); {INSTALL}") from None
+    return ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")

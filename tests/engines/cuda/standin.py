@@ -300,6 +300,9 @@ class RawModule:
         assert options[0] == "--std=c++17"
         self._kernels, self._library = compiled(code, *options[1:])
 
+    def compile(self) -> None:
+        """Nothing is left to do."""
+
     def get_function(self, name: str) -> Callable[..., None]:
         kernel = self._kernels[name]
         launch = self._library[f"launch_{name}"]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from protocaffe.engines import get_engine
 from protocaffe.engines.cuda.forms import PRECISIONS
-from protocaffe.engines.cuda.library import UnavailableError, load_cudnn, load_cupy
+from protocaffe.engines.cuda.library import (
+    UnavailableError,
+    explained,
+    load_cublas,
+    load_cudnn,
+    load_cupy,
+)
 from protocaffe.errors import UsageError
 from tests.engines.cuda.standin import Array, from_bits, standin_engine, to_bits
 
@@ -65,6 +71,54 @@ def test_a_cudnn_that_cannot_be_used(
     monkeypatch.setitem(sys.modules, "cudnn", found if version else None)
     with pytest.raises(UnavailableError, match=message):
         load_cudnn()
+
+
+class CuPysLibraries(ModuleType):
+    """CuPy's package of libraries, which finds one only for who asks for its attribute."""
+
+    is_there = True
+
+    def __getattr__(self, name: str) -> object:
+        if name != "cublas":
+            raise AttributeError(name)
+        if not self.is_there:
+            raise ImportError("libcublas.so.13\nwas not found")
+        return "cuBLAS"
+
+
+def test_cublas_is_found_as_cupy_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs")
+    libraries = CuPysLibraries(names[-1])
+    for name, module in zip(names, (ModuleType(""), ModuleType(""), libraries), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: name)
+    runtime = SimpleNamespace(runtimeGetVersion=lambda: 13020)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    assert load_cublas(cupy) == "libcublas.so.13"
+    libraries.is_there = False
+    with pytest.raises(UnavailableError, match=r"cuBLAS is missing \(libcublas.so.13 was not"):
+        load_cublas(cupy)
+
+
+class CompileError(Exception):
+    """What CuPy raises where its compiler refuses kernels."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find CUDA headers.\nPlease install"),
+        CompileError("Failed to find CUDA headers. Please install"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_explained_in_one_line(error: Exception) -> None:
+    compiler = SimpleNamespace(CompileException=CompileError)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(compiler=compiler))
+    with (
+        pytest.raises(UnavailableError, match=r"GPU 1 cannot .*CUDA headers. Please .*pip install"),
+        explained(cupy, 1),
+    ):
+        raise error
 
 
 def test_work_on_the_cpu_imports_no_cupy() -> None:
