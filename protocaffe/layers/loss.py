@@ -210,7 +210,7 @@ class EuclideanLoss(Loss):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         a, b = bottom[0].data.ravel(), bottom[1].data.ravel()
         self._difference = a - b
-        top[0].data[...] = (self._difference @ self._difference) / (2 * self._batch)
+        top[0].data[...] = self.xp.square(self._difference).sum() / (2 * self._batch)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         factor = self.weight(top) / self._batch

@@ -38,10 +38,10 @@ from protocaffe.log import log
 CAPTURED = frozenset(
     layer_class(name)
     for name in """
-        AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise Exp Flatten Im2col Input LRN
-        LSTMUnit Log MVN Normalize Permute Power ReLU ReLU6 Reduction Reorg Reshape Scale
-        ShuffleChannel Sigmoid Silence Slice SmoothL1Loss Softmax Split Swish TanH Threshold Tile
-        Upsample""".split()  # noqa: SIM905
+        AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise EuclideanLoss Exp
+        Flatten Im2col Input LRN LSTMUnit Log MVN Normalize PReLU Permute Power ReLU
+        ReLU6 Reduction Reorg Reshape Scale ShuffleChannel Sigmoid Silence Slice
+        SmoothL1Loss Softmax Split Swish TanH Threshold Tile Upsample""".split()  # noqa: SIM905
 )
 """Layers whose own code only queues work on the device: it draws no random numbers, reads
 nothing back, and multiplies no matrices (which CuPy does by cuBLAS, and not in a graph)."""

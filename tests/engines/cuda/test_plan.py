@@ -120,6 +120,20 @@ def test_a_steady_iteration_is_two_graphs_and_waits_for_nothing(engine: CudaEngi
     assert recorder.counts == {"launch": 2}
 
 
+def test_own_code_can_be_part_of_a_graph(engine: CudaEngine) -> None:
+    net = NET.replace('"ReLU"', '"PReLU"').replace('"SoftmaxWithLoss"', '"EuclideanLoss"')
+    net = net.replace("shape { dim: 6 } ", "shape { dim: 6 dim: 5 } ")
+    solvers = [solver(each, net=net) for each in (engine, "numpy")]
+    for one in solvers:
+        one.step(4)
+    recorder.counts.clear()
+    solvers[0].step(1)
+    assert recorder.counts == {"launch": 2}
+    solvers[1].step(1)
+    for got, expected in zip(*map(weights, solvers), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_without_graphs_numbers_are_the_same() -> None:
     plain, captured = solver(standin_engine(captures=False)), solver(standin_engine())
     recorder.counts.clear()
