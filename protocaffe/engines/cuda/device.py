@@ -205,6 +205,11 @@ class Device:
         native = storage.native
         return native.form if isinstance(native, DeviceArray) else None
 
+    def image_form(self, blob: Blob) -> Form:
+        """Return how a blob's numbers lie if its shape is the one they lie by, else None."""
+        form = self.form(blob.data_storage)
+        return form if form and form == ChannelsLast.of(blob.shape) else None
+
     def assign(self, blob: Blob, form: Form) -> None:
         """Have a blob's data and diff lie in a form from now on."""
         scales = (1.0, self.precision.diff_scale if form else 1.0)

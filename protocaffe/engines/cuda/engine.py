@@ -12,6 +12,7 @@ from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob, Storage
 from protocaffe.engines.base import Engine, LayerNode, Plan, WholeUpdate
 from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the overrides)
+    arrays,
     convolution,
     data,
     inner_product,

@@ -5,7 +5,7 @@ An override has a layer's two passes, over the same blobs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -47,6 +47,11 @@ class Override(Generic[AnyLayer]):
     def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
         """How the tops are to lie; those of bottoms are settled."""
         return None
+
+    @classmethod
+    def top_forms(cls, device: Device, node: LayerNode[AnyLayer]) -> Sequence[Form]:
+        """How each top is to lie, where they differ."""
+        return [cls.top_form(device, node)] * len(node.tops)
 
     def absorb(self, node: LayerNode[Any]) -> bool:
         """Do the work of the layer behind as well, from now on; False if that cannot be.
@@ -101,8 +106,7 @@ def find_override(device: Device, node: LayerNode[Layer]) -> Override[Any] | Non
     plain = all(blob.dtype == np.float32 and blob.count for blob in blobs)
     if made is None or not plain or not made.fits(device, node):
         return None
-    form = made.top_form(device, node)
-    if form is not None:
-        for top in node.tops:
+    for top, form in zip(node.tops, made.top_forms(device, node), strict=True):
+        if form is not None:
             device.assign(top, form)
     return made(device, node)

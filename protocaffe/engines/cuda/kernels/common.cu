@@ -78,6 +78,11 @@ __device__ inline void store(const Wide& numbers, real* y, int first, int count)
       if (first + k < count) y[first + k] = numbers.at[k];
 }
 
+// ReLU. Infinity times a slope of 0 would be NaN.
+__device__ inline float bend(float value, float slope) {
+  return value > 0 || value != value ? value : (slope == 0 ? 0.0f : slope * value);
+}
+
 // The sum of one number per thread, in every thread. Blocks have BLOCK threads.
 #define BLOCK 256
 

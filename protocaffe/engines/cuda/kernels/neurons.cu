@@ -1,10 +1,5 @@
 // -- ReLU -------------------------------------------------------------------------------------
 
-// Infinity times a slope of 0 would be NaN.
-__device__ inline float bend(float value, float slope) {
-  return value > 0 || value != value ? value : (slope == 0 ? 0.0f : slope * value);
-}
-
 extern "C" __global__ void relu_forward(const real* x, real* y, float slope, int count) {
   int first = wide_place();
   Wide values = load(x, first, count);

@@ -1,0 +1,209 @@
+"""Eltwise sums, Split, Concat and Slice on the device: arrays added up, put together, cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from protocaffe.blob import Blob
+from protocaffe.engines.base import LayerNode
+from protocaffe.engines.cuda.device import WIDE_BYTES, Device
+from protocaffe.engines.cuda.forms import ChannelsLast, Form
+from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
+from protocaffe.layers.activation import ReLU
+from protocaffe.layers.eltwise import Eltwise
+from protocaffe.layers.shape import Concat, Slice, Split
+from protocaffe.proto.caffe_pb2 import EltwiseParameter
+
+MOST = 4
+"""How many arrays the kernels ``add_arrays`` and ``spread_gradient`` take at once."""
+
+
+def _filled(values: Sequence[Any]) -> list[Any]:
+    """Repeat the last value, as often as is needed for a kernel that looks at the first only."""
+    return [*values, *[values[-1]] * (MOST - len(values))]
+
+
+def add_arrays(
+    device: Device, xs: Sequence[Any], y: Any, factors: Sequence[float], slope: float = 1.0
+) -> None:
+    """Set y to the sum of factors times arrays, negative ones times a slope; y may be the first."""
+    while True:
+        xs, more = xs[:MOST], xs[MOST:]
+        bent = 1.0 if more else slope
+        arguments = (*_filled(xs), y, *_filled(factors[:MOST]), len(xs), bent, y.size)
+        device.run_wide("add_arrays", y.size, *arguments)
+        if not more:
+            return
+        xs, factors = [y, *more], [1.0, *factors[MOST:]]
+
+
+@override(Eltwise)
+class CudaEltwise(Override[Eltwise]):
+    """Sums, and an in-place ReLU behind them. Products and maxima are left to the layer."""
+
+    def __init__(self, device: Device, node: LayerNode[Eltwise]) -> None:
+        super().__init__(device, node)
+        self._form = self.top_form(device, node)
+        self._slope = 1.0
+
+    @classmethod
+    def fits(cls, device: Device, node: LayerNode[Eltwise]) -> bool:
+        return bool(node.layer.operation == EltwiseParameter.SUM)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[Eltwise]) -> Form:
+        forms = [device.form(blob.data_storage) for blob in node.bottoms]
+        if node.tops[0] is node.bottoms[0]:
+            return forms[0]
+        return next(filter(None, forms), None)
+
+    def absorb(self, node: LayerNode[Any]) -> bool:
+        """Bend the sum; the top's sign says in backward what was bent."""
+        if self._slope != 1 or type(node.layer) is not ReLU or node.layer.negative_slope < 0:
+            return False
+        self._slope = float(node.layer.negative_slope)
+        return True
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        xs = [self.data(blob, self._form) for blob in bottom]
+        y = self.data(top[0], self._form)
+        add_arrays(self.device, xs, y, self.layer.coeffs, self._slope)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        y = self.data(top[0], self._form) if self._slope != 1 else None
+        dy = self.diff(top[0], self._form)
+        parts = [
+            (self.diff(blob, self._form), coeff)
+            for blob, coeff, wanted in zip(bottom, self.layer.coeffs, propagate_down, strict=True)
+            if wanted
+        ]
+        if y is not None and not (top[0] is bottom[0] and propagate_down[0]):
+            parts.insert(0, (dy, 1.0))  # what the ReLU would have made of it
+        # What is dy itself comes last, when all others have read it.
+        parts.reverse()
+        for start in range(0, len(parts), MOST):
+            arrays, factors = zip(*parts[start : start + MOST], strict=True)
+            arguments = (*_filled(arrays), *_filled(factors), len(arrays), self._slope, dy.size)
+            self.device.run_wide("spread_gradient", dy.size, dy if y is None else y, dy, *arguments)
+
+
+@override(Split)
+class CudaSplit(Override[Split]):
+    """The data is shared; the gradients are added up at once."""
+
+    def __init__(self, device: Device, node: LayerNode[Split]) -> None:
+        super().__init__(device, node)
+        self._form = self.top_form(device, node)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[Split]) -> Form:
+        return device.form(node.bottoms[0].data_storage)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        """Do nothing: there is one array."""
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            dys = [self.diff(blob, self._form) for blob in top]
+            add_arrays(self.device, dys, self.diff(bottom[0], self._form), [1.0] * len(dys))
+
+
+class CudaParts(Override[AnyLayer]):
+    """Moves numbers between a whole and its parts along an axis.
+
+    Args:
+        device: the GPU.
+        node: the layer.
+        whole: the blob that has all numbers.
+        parts: those that have some, in order.
+        axis: along which.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        node: LayerNode[AnyLayer],
+        whole: Blob,
+        parts: Sequence[Blob],
+        axis: int,
+    ) -> None:
+        super().__init__(device, node)
+        self.whole_form = device.image_form(whole) if axis == 1 else None
+        self.part_forms = [ChannelsLast.of(p.shape) if self.whole_form else None for p in parts]
+        inner = 1 if self.whole_form else math.prod(whole.shape[axis + 1 :])
+        self._pitch = whole.shape[axis] * inner
+        self._widths = [part.shape[axis] * inner for part in parts]
+
+    def join(self, parts: Sequence[Any], whole: Any) -> None:
+        """Set the whole from its parts."""
+        for part, start, width in self._places(parts):
+            self._copy(part, whole[start:], (width, width, self._pitch), part.size, start)
+
+    def cut(self, whole: Any, parts: Sequence[Any]) -> None:
+        """Set parts from the whole; None for one that is not wanted."""
+        for part, start, width in self._places(parts):
+            if part is not None:
+                self._copy(whole[start:], part, (width, self._pitch, width), part.size, start)
+
+    def _places(self, parts: Sequence[Any]) -> zip[tuple[Any, int, int]]:
+        starts = accumulate(self._widths[:-1], initial=0)
+        return zip(parts, starts, self._widths, strict=True)
+
+    def _copy(self, x: Any, y: Any, lengths: Sequence[int], count: int, start: int) -> None:
+        wide = WIDE_BYTES // x.itemsize
+        if any(length % wide for length in (*lengths, start)):
+            self.device.run("copy_rows", count, x, y, *lengths, count)
+        else:
+            self.device.run_wide("copy_wide_rows", count, x, y, *lengths, count)
+
+
+@override(Concat)
+class CudaConcat(CudaParts[Concat]):
+    """With one bottom there is nothing to do: the top shares its memory."""
+
+    def __init__(self, device: Device, node: LayerNode[Concat]) -> None:
+        super().__init__(device, node, node.tops[0], node.bottoms, node.layer.axis)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[Concat]) -> Form:
+        images = any(device.image_form(blob) for blob in node.bottoms)
+        return ChannelsLast.of(node.tops[0].shape) if images and node.layer.axis == 1 else None
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        if len(bottom) > 1:
+            xs = [self.data(*each) for each in zip(bottom, self.part_forms, strict=True)]
+            self.join(xs, self.data(top[0], self.whole_form))
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if len(bottom) > 1:
+            dxs = [
+                self.diff(blob, form) if wanted else None
+                for blob, form, wanted in zip(bottom, self.part_forms, propagate_down, strict=True)
+            ]
+            self.cut(self.diff(top[0], self.whole_form), dxs)
+
+
+@override(Slice)
+class CudaSlice(CudaParts[Slice]):
+    """With one top there is nothing to do: it shares the bottom's memory."""
+
+    def __init__(self, device: Device, node: LayerNode[Slice]) -> None:
+        super().__init__(device, node, node.bottoms[0], node.tops, node.layer.axis)
+
+    @classmethod
+    def top_forms(cls, device: Device, node: LayerNode[Slice]) -> Sequence[Form]:
+        images = device.image_form(node.bottoms[0]) and node.layer.axis == 1
+        return [ChannelsLast.of(top.shape) if images else None for top in node.tops]
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        if len(top) > 1:
+            ys = [self.data(*each) for each in zip(top, self.part_forms, strict=True)]
+            self.cut(self.data(bottom[0], self.whole_form), ys)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        if len(top) > 1 and propagate_down[0]:
+            dys = [self.diff(*each) for each in zip(top, self.part_forms, strict=True)]
+            self.join(dys, self.diff(bottom[0], self.whole_form))
