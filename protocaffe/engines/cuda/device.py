@@ -28,6 +28,16 @@ HALF: np.dtype[Any] = np.dtype(np.uint16)
 """What arrays of 16-bit numbers are to CuPy; only kernels and libraries know what the bits mean."""
 
 
+DIVISOR = np.dtype([(name, np.uint32) for name in ("by", "factor", "shift")])
+"""The kernels' struct ``Divisor``."""
+
+
+def divisor(by: int) -> tuple[int, int, int]:
+    """Return a divisor as kernels want it, for dividends below 2^31."""
+    shift = (by - 1).bit_length()
+    return by, (1 << 32) * ((1 << shift) - by) // by + 1, shift
+
+
 def kernel_source() -> str:
     """Return the source of all kernels, which begins with what they have in common."""
     files = sorted(Path(__file__).with_name("kernels").glob("*.cu"), key=_common_first)
@@ -167,7 +177,8 @@ class Device:
     def run(self, name: str, count: int, *arguments: Any) -> None:
         """Run a kernel with one thread per number, of which there are ``count``.
 
-        Whole numbers are passed as int32, others as float32, arrays as their addresses.
+        Whole numbers are passed as int32, others as float32, arrays as their addresses, structures
+        (NumPy arrays of one) by value.
         """
         self.run_blocks(name, -(-count // BLOCK), *arguments)
 

@@ -16,6 +16,8 @@ using std::min;
 #define __shared__ static
 #define __syncthreads() swapcontext(&fibers[threadIdx.x], &scheduler)
 
+static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
+
 static unsigned __float_as_uint(float value) {
   unsigned bits;
   memcpy(&bits, &value, sizeof bits);

@@ -18,6 +18,7 @@ TYPES = {
     "float*": np.float32,
     "int*": np.int32,
     "u32*": np.uint32,
+    "short*": np.int16,
     "float": np.float32,
     "int": np.int32,
 }
@@ -50,6 +51,10 @@ class Kernel:
             return np.uint16 if self.halves else np.float32
         return TYPES[kind]
 
+    def structures(self) -> set[str]:
+        """Return the types of arguments that are structures."""
+        return {kind for kind in self.types if kind not in TYPES and kind != "real*"}
+
 
 def _type(argument: str) -> str:
     text = argument.replace("const ", "").strip()
@@ -66,6 +71,8 @@ def compiled(source: str, *definitions: str) -> tuple[dict[str, Kernel], ctypes.
     kernels = {found[1]: Kernel(*found.groups(), halves) for found in KERNEL.finditer(expanded)}
     shim = Path(__file__).with_name("host.h").read_text()
     code = shim + source + "".join(kernel.launcher() for kernel in kernels.values())
+    for name in set[str]().union(*(kernel.structures() for kernel in kernels.values())):
+        code += f'extern "C" int sizeof_{name}() {{ return sizeof({name}); }}\n'
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
         file.write_text(code)
@@ -90,13 +97,19 @@ def _expand(source: str) -> str:
     return source.replace("(UPDATE_ARGUMENTS", "(" + found[1].replace("\\\n", " "))
 
 
-def check_and_pack(kernel: Kernel, arguments: tuple) -> ctypes.Array:
+def check_and_pack(kernel: Kernel, library: ctypes.CDLL, arguments: tuple) -> ctypes.Array:
     """Return pointers to the arguments; refuse a wrong number or type, or a strided array."""
     assert len(arguments) == len(kernel.types), f"{kernel.name}: {len(arguments)} arguments"
     packed = (ctypes.c_void_p * len(arguments))()
     packed.kept = []
     for place, (value, kind) in enumerate(zip(arguments, kernel.types, strict=True)):
         what = f"argument {place} of {kernel.name}, {kind}"
+        if kind in kernel.structures():
+            assert value.size == 1, what
+            assert value.nbytes == library[f"sizeof_{kind}"](), what
+            packed.kept.append(value)
+            packed[place] = value.ctypes.data
+            continue
         assert value.dtype == kernel.dtype(kind), f"{what}: {value.dtype}"
         if kind.endswith("*"):
             assert isinstance(value, np.ndarray), what

@@ -293,6 +293,11 @@ class Graph:
             work()
 
 
+def _is_structure(value: Any) -> bool:
+    """Whether CuPy passes it by value."""
+    return isinstance(value, np.ndarray) and value.size == 1 and value.dtype.names is not None
+
+
 class RawModule:
     """Kernels, from source."""
 
@@ -310,8 +315,8 @@ class RawModule:
         def run(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             assert block == (256,)
             assert grid[0] > 0
-            values = tuple(unwrap(each) for each in arguments)
-            packed = check_and_pack(kernel, values)
+            values = tuple(each if _is_structure(each) else unwrap(each) for each in arguments)
+            packed = check_and_pack(kernel, self._library, values)
             recorder.queue(lambda: launch(ctypes.c_uint(grid[0]), packed))
 
         return run

@@ -48,8 +48,8 @@ __device__ inline void move_rows(const real* x, real* y, int width, int x_pitch,
   if (i >= count) return;
   long long row = (u32)i / (u32)width;
   int column = (u32)i % (u32)width;
-  *(Numbers<COUNT>*)(y + row * y_pitch + column) =
-      *(const Numbers<COUNT>*)(x + row * x_pitch + column);
+  typedef Numbers<real, COUNT> Reals;
+  *(Reals*)(y + row * y_pitch + column) = *(const Reals*)(x + row * x_pitch + column);
 }
 
 extern "C" __global__ void copy_rows(const real* x, real* y, int width, int x_pitch, int y_pitch,

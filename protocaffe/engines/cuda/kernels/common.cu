@@ -47,17 +47,27 @@ typedef float real;
 
 __device__ inline int place() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
+// A divisor that the host knows, and what makes a product of a division (Granlund & Montgomery,
+// "Division by invariant integers using multiplication", 1994); for dividends below 2^31.
+struct Divisor {
+  u32 by, factor, shift;
+};
+
+__device__ inline u32 divide(u32 number, const Divisor& divisor) {
+  return (__umulhi(number, divisor.factor) + number) >> divisor.shift;
+}
+
 // -- Several numbers per thread -----------------------------------------------------------------
 
 // Neighbouring numbers, moved at once. 16 bytes are the most that one instruction moves; arrays
 // begin at multiples of that.
-template <int COUNT>
-struct alignas(COUNT * sizeof(real)) Numbers {
-  real at[COUNT];
+template <class Type, int COUNT>
+struct alignas(COUNT * sizeof(Type)) Numbers {
+  Type at[COUNT];
 };
 
 constexpr int WIDE = 16 / sizeof(real);
-typedef Numbers<WIDE> Wide;
+typedef Numbers<real, WIDE> Wide;
 
 // The first of the WIDE numbers that are this thread's, in kernels run by Device.run_wide.
 __device__ inline int wide_place() { return WIDE * place(); }

@@ -1,92 +1,259 @@
 // -- Pooling ----------------------------------------------------------------------------------
 
-// One thread per output. The first maximum in row order wins, NaN never; -1 for an empty window.
-extern "C" __global__ void max_pool_forward(const float* x, float* y, int* index, int height,
-                                            int width, int out_height, int out_width, int kernel_h,
-                                            int kernel_w, int stride_h, int stride_w, int pad_h,
-                                            int pad_w, int count) {
-  int i = place();
-  if (i >= count) return;
-  int column = i % out_width, row = i / out_width % out_height;
-  const float* plane = x + (long long)(i / out_width / out_height) * height * width;
-  int top = row * stride_h - pad_h, left = column * stride_w - pad_w;
-  int bottom = min(top + kernel_h, height), right = min(left + kernel_w, width);
-  float best = -3.402823466e+38f;
-  int found = -1;
-  for (int h = max(top, 0); h < bottom; ++h)
-    for (int w = max(left, 0); w < right; ++w)
-      if (plane[h * width + w] > best) {
-        best = plane[h * width + w];
-        found = h * width + w;
-      }
-  y[i] = best;
-  index[i] = found;
+// Along one axis of the image: pixels and windows, which are as far apart as `stride` says.
+struct Axis {
+  Divisor pixels, windows, stride;
+  int kernel, pad;
+};
+
+// Channels lie last; an array in Caffe's order is one of many images with one channel each. A
+// thread works on `numbers` channels of one pixel or window, of which there are `groups`.
+struct Windows {
+  Axis rows, columns;
+  Divisor groups;
+  int channels, numbers;
+};
+
+struct Range {
+  int begin, end;
+};
+
+// Where a window begins; maybe in the padding.
+__device__ inline int start(const Axis& axis, int window) {
+  return window * (int)axis.stride.by - axis.pad;
 }
 
-// One thread per input: it asks all windows that hold it whether it was their maximum.
-extern "C" __global__ void max_pool_backward(const float* dy, const int* index, float* dx,
-                                             int height, int width, int out_height, int out_width,
-                                             int kernel_h, int kernel_w, int stride_h, int stride_w,
-                                             int pad_h, int pad_w, int count) {
-  int i = place();
-  if (i >= count) return;
-  int w = i % width + pad_w, h = i / width % height + pad_h, own = i % (height * width);
-  int first_row = h < kernel_h ? 0 : (h - kernel_h) / stride_h + 1;
-  int first_column = w < kernel_w ? 0 : (w - kernel_w) / stride_w + 1;
-  int rows = min(h / stride_h + 1, out_height), columns = min(w / stride_w + 1, out_width);
-  long long plane = (long long)(i / (height * width)) * out_height * out_width;
-  float sum = 0;
-  for (int row = first_row; row < rows; ++row)
-    for (int column = first_column; column < columns; ++column) {
-      long long at = plane + row * out_width + column;
-      if (index[at] == own) sum += dy[at];
+__device__ inline Range pixels_of_window(const Axis& axis, int window) {
+  int begin = start(axis, window);
+  return {max(begin, 0), min(begin + axis.kernel, (int)axis.pixels.by)};
+}
+
+__device__ inline Range windows_of_pixel(const Axis& axis, int pixel) {
+  int padded = pixel + axis.pad, before = padded - axis.kernel;
+  return {before < 0 ? 0 : (int)divide(before, axis.stride) + 1,
+          min((int)divide(padded, axis.stride) + 1, (int)axis.windows.by)};
+}
+
+// What a thread works on, among images of rows x columns.
+struct Spot {
+  int image, row, column, channel;
+};
+
+__device__ inline Spot spot(int thread, const Windows& w, const Divisor& rows,
+                            const Divisor& columns) {
+  u32 at = divide(thread, w.groups), line = divide(at, columns), image = divide(line, rows);
+  int channel = (thread - at * w.groups.by) * w.numbers;
+  return {(int)image, (int)(line - image * rows.by), (int)(at - line * columns.by), channel};
+}
+
+// The number of the first channel of a spot's image at another place.
+__device__ inline long long offset(const Spot& spot, const Windows& w, const Divisor& rows,
+                                   const Divisor& columns, int row, int column) {
+  long long line = (long long)spot.image * rows.by + row;
+  return (line * columns.by + column) * w.channels + spot.channel;
+}
+
+// The first maximum in row order wins, NaN never. Codes are places in the window, -1 for none.
+template <int COUNT>
+__device__ inline void pick_maximum(const real* x, real* y, short* codes, const Windows& w) {
+  typedef Numbers<real, COUNT> Reals;
+  Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
+  Range rows = pixels_of_window(w.rows, own.row), columns = pixels_of_window(w.columns, own.column);
+  int top = start(w.rows, own.row), left = start(w.columns, own.column);
+  float best[COUNT];
+  Numbers<short, COUNT> found;
+  for (int k = 0; k < COUNT; ++k) {
+    best[k] = -3.402823466e+38f;
+    found.at[k] = -1;
+  }
+  // Several loads at once, so that none waits for another.
+  const int AHEAD = 3;
+  for (int h = rows.begin; h < rows.end; ++h) {
+    const real* line = x + offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
+    for (int next = columns.begin; next < columns.end; next += AHEAD) {
+      Reals values[AHEAD];
+      for (int j = 0; j < AHEAD; ++j)
+        if (next + j < columns.end)
+          values[j] = *(const Reals*)(line + (long long)(next + j) * w.channels);
+      for (int j = 0; j < AHEAD; ++j)
+        for (int k = 0; k < COUNT; ++k)
+          if (next + j < columns.end && values[j].at[k] > best[k]) {
+            best[k] = values[j].at[k];
+            found.at[k] = (h - top) * w.columns.kernel + next + j - left;
+          }
     }
-  dx[i] = sum;
+  }
+  Reals result;
+  for (int k = 0; k < COUNT; ++k) result.at[k] = best[k];
+  long long at = offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  *(Reals*)(y + at) = result;
+  *(Numbers<short, COUNT>*)(codes + at) = found;
 }
 
-// Caffe's divisor: the window's area within the padded image, at least 1.
-__device__ inline float window_area(int row, int column, int height, int width, int kernel_h,
-                                    int kernel_w, int stride_h, int stride_w, int pad_h,
-                                    int pad_w) {
-  int top = row * stride_h - pad_h, left = column * stride_w - pad_w;
-  int high = min(top + kernel_h, height + pad_h) - top;
-  int wide = min(left + kernel_w, width + pad_w) - left;
-  return (float)max(high * wide, 1);
+extern "C" __global__ void max_pool_forward(const real* x, real* y, short* codes, Windows w,
+                                            int threads) {
+  if (place() >= threads) return;
+  if (w.numbers == 1)
+    pick_maximum<1>(x, y, codes, w);
+  else
+    pick_maximum<WIDE>(x, y, codes, w);
 }
 
-extern "C" __global__ void ave_pool_forward(const float* x, float* y, int height, int width,
-                                            int out_height, int out_width, int kernel_h,
-                                            int kernel_w, int stride_h, int stride_w, int pad_h,
-                                            int pad_w, int count) {
-  int i = place();
-  if (i >= count) return;
-  int column = i % out_width, row = i / out_width % out_height;
-  const float* plane = x + (long long)(i / out_width / out_height) * height * width;
-  int top = row * stride_h - pad_h, left = column * stride_w - pad_w;
-  int bottom = min(top + kernel_h, height), right = min(left + kernel_w, width);
+// The second top, in Caffe's order: h W + w of each maximum.
+extern "C" __global__ void max_pool_places(const short* codes, float* places, Windows w,
+                                           int threads) {
+  if (place() >= threads) return;
+  Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
+  long long at = offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  int window = own.row * w.columns.windows.by + own.column;
+  int area = w.rows.windows.by * w.columns.windows.by;
+  for (int k = 0; k < w.numbers; ++k) {
+    int code = codes[at + k], h = start(w.rows, own.row) + code / w.columns.kernel;
+    int column = start(w.columns, own.column) + code % w.columns.kernel;
+    long long plane = (long long)own.image * w.channels + own.channel + k;
+    places[plane * area + window] = code < 0 ? -1 : h * (int)w.columns.pixels.by + column;
+  }
+}
+
+// Every pixel asks all windows that hold it whether it was their maximum.
+template <int COUNT>
+__device__ inline void give_to_maximum(const real* dy, const short* codes, real* dx,
+                                       const Windows& w) {
+  typedef Numbers<real, COUNT> Reals;
+  Spot own = spot(place(), w, w.rows.pixels, w.columns.pixels);
+  Range rows = windows_of_pixel(w.rows, own.row), columns = windows_of_pixel(w.columns, own.column);
+  float sums[COUNT] = {};
+  for (int row = rows.begin; row < rows.end; ++row)
+    for (int column = columns.begin; column < columns.end; ++column) {
+      long long at = offset(own, w, w.rows.windows, w.columns.windows, row, column);
+      Reals gradients = *(const Reals*)(dy + at);
+      Numbers<short, COUNT> found = *(const Numbers<short, COUNT>*)(codes + at);
+      int code = (own.row - start(w.rows, row)) * w.columns.kernel + own.column -
+                 start(w.columns, column);
+      for (int k = 0; k < COUNT; ++k)
+        if (found.at[k] == code) sums[k] += gradients.at[k];
+    }
+  Reals result;
+  for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
+  *(Reals*)(dx + offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+}
+
+extern "C" __global__ void max_pool_backward(const real* dy, const short* codes, real* dx,
+                                             Windows w, int threads) {
+  if (place() >= threads) return;
+  if (w.numbers == 1)
+    give_to_maximum<1>(dy, codes, dx, w);
+  else
+    give_to_maximum<WIDE>(dy, codes, dx, w);
+}
+
+// `shares` has per window 1 / Caffe's divisor, which is the window's area in the padded image.
+template <int COUNT>
+__device__ inline void average(const real* x, const float* shares, real* y, const Windows& w) {
+  typedef Numbers<real, COUNT> Reals;
+  Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
+  Range rows = pixels_of_window(w.rows, own.row), columns = pixels_of_window(w.columns, own.column);
+  float sums[COUNT] = {};
+  for (int h = rows.begin; h < rows.end; ++h) {
+    const real* line = x + offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
+    for (int column = columns.begin; column < columns.end; ++column) {
+      Reals values = *(const Reals*)(line + (long long)column * w.channels);
+      for (int k = 0; k < COUNT; ++k) sums[k] += values.at[k];
+    }
+  }
+  float share = shares[own.row * w.columns.windows.by + own.column];
+  Reals result;
+  for (int k = 0; k < COUNT; ++k) result.at[k] = share * sums[k];
+  *(Reals*)(y + offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column)) = result;
+}
+
+extern "C" __global__ void ave_pool_forward(const real* x, const float* shares, real* y, Windows w,
+                                            int threads) {
+  if (place() >= threads) return;
+  if (w.numbers == 1)
+    average<1>(x, shares, y, w);
+  else
+    average<WIDE>(x, shares, y, w);
+}
+
+template <int COUNT>
+__device__ inline void give_shares(const real* dy, const float* shares, real* dx,
+                                   const Windows& w) {
+  typedef Numbers<real, COUNT> Reals;
+  Spot own = spot(place(), w, w.rows.pixels, w.columns.pixels);
+  Range rows = windows_of_pixel(w.rows, own.row), columns = windows_of_pixel(w.columns, own.column);
+  float sums[COUNT] = {};
+  for (int row = rows.begin; row < rows.end; ++row)
+    for (int column = columns.begin; column < columns.end; ++column) {
+      long long at = offset(own, w, w.rows.windows, w.columns.windows, row, column);
+      Reals gradients = *(const Reals*)(dy + at);
+      float share = shares[row * w.columns.windows.by + column];
+      for (int k = 0; k < COUNT; ++k) sums[k] += share * gradients.at[k];
+    }
+  Reals result;
+  for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
+  *(Reals*)(dx + offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+}
+
+extern "C" __global__ void ave_pool_backward(const real* dy, const float* shares, real* dx,
+                                             Windows w, int threads) {
+  if (place() >= threads) return;
+  if (w.numbers == 1)
+    give_shares<1>(dy, shares, dx, w);
+  else
+    give_shares<WIDE>(dy, shares, dx, w);
+}
+
+// -- Averages of whole planes -------------------------------------------------------------------
+
+#define LANES 32
+#define TEAMS (BLOCK / LANES)
+
+// Caffe's order. One team of threads per plane.
+extern "C" __global__ void average_planes(const real* x, real* y, int planes, int area) {
+  __shared__ float sums[BLOCK];
+  int lane = threadIdx.x % LANES, plane = blockIdx.x * TEAMS + threadIdx.x / LANES;
   float sum = 0;
-  for (int h = max(top, 0); h < bottom; ++h)
-    for (int w = max(left, 0); w < right; ++w) sum += plane[h * width + w];
-  y[i] = sum / window_area(row, column, height, width, kernel_h, kernel_w, stride_h, stride_w,
-                           pad_h, pad_w);
+  if (plane < planes)
+    for (int i = lane; i < area; i += LANES) sum += x[(long long)plane * area + i];
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    if (lane < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (lane == 0 && plane < planes) y[plane] = sums[threadIdx.x] / area;
 }
 
-extern "C" __global__ void ave_pool_backward(const float* dy, float* dx, int height, int width,
-                                             int out_height, int out_width, int kernel_h,
-                                             int kernel_w, int stride_h, int stride_w, int pad_h,
-                                             int pad_w, int count) {
-  int i = place();
-  if (i >= count) return;
-  int w = i % width + pad_w, h = i / width % height + pad_h;
-  int first_row = h < kernel_h ? 0 : (h - kernel_h) / stride_h + 1;
-  int first_column = w < kernel_w ? 0 : (w - kernel_w) / stride_w + 1;
-  int rows = min(h / stride_h + 1, out_height), columns = min(w / stride_w + 1, out_width);
-  const float* plane = dy + (long long)(i / (height * width)) * out_height * out_width;
-  float sum = 0;
-  for (int row = first_row; row < rows; ++row)
-    for (int column = first_column; column < columns; ++column)
-      sum += plane[row * out_width + column] / window_area(row, column, height, width, kernel_h,
-                                                           kernel_w, stride_h, stride_w, pad_h,
-                                                           pad_w);
-  dx[i] = sum;
+// Channels last. One block per image and LANES times COUNT channels, one team per so many pixels.
+template <int COUNT>
+__device__ inline void block_average(const real* x, real* y, int channels, int area) {
+  __shared__ float sums[TEAMS][LANES * COUNT];
+  typedef Numbers<real, COUNT> Reals;
+  int blocks = (channels - 1) / (LANES * COUNT) + 1, image = blockIdx.x / blocks;
+  int first = blockIdx.x % blocks * LANES * COUNT, own = threadIdx.x % LANES * COUNT;
+  int team = threadIdx.x / LANES;
+  float sum[COUNT] = {};
+  if (first + own < channels)
+#pragma unroll 4
+    for (int i = team; i < area; i += TEAMS) {
+      Reals values = *(const Reals*)(x + ((long long)image * area + i) * channels + first + own);
+      for (int k = 0; k < COUNT; ++k) sum[k] += values.at[k];
+    }
+  for (int k = 0; k < COUNT; ++k) sums[team][own + k] = sum[k];
+  __syncthreads();
+  int channel = threadIdx.x;
+  if (channel >= LANES * COUNT || first + channel >= channels) return;
+  float whole = 0;
+  for (int each = 0; each < TEAMS; ++each) whole += sums[each][channel];
+  y[image * channels + first + channel] = whole / area;
+}
+
+extern "C" __global__ void average_pixels(const real* x, real* y, int channels, int area) {
+  block_average<1>(x, y, channels, area);
+}
+
+// Where the number of channels is a multiple of WIDE.
+extern "C" __global__ void average_wide_pixels(const real* x, real* y, int channels, int area) {
+  block_average<WIDE>(x, y, channels, area);
 }
