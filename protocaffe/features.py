@@ -16,7 +16,7 @@ from protocaffe.log import log
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.files import StrPath, replacing
-from protocaffe.proto.hdf5 import create_hdf5
+from protocaffe.proto.hdf5 import create_hdf5, reserve
 
 LOG_EVERY = 1000
 BACKENDS = ("lmdb", "leveldb", "hdf5")
@@ -105,6 +105,7 @@ class _Rows:
     def add(self, blob: Blob) -> None:
         values = np.asarray(blob.data, np.float32)
         row = values.shape[1:]
+        reserve(self._file, values.nbytes)
         if self._name not in self._file:
             self._file.create_dataset(self._name, (0, *row), np.float32, maxshape=(None, *row))
         rows = self._file[self._name]

@@ -17,7 +17,7 @@ from protocaffe.layers import Layer
 from protocaffe.log import log
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import encode_blob
-from protocaffe.proto.hdf5 import create_hdf5
+from protocaffe.proto.hdf5 import create_hdf5, reserve
 from protocaffe.proto.stored import (
     StoredBlob,
     StoredLayer,
@@ -264,6 +264,8 @@ def _save_hdf5(path: str, layers: Sequence[Layer], diff: bool) -> None:
     names = numbered(layer.name for layer in layers)
     shared = _shared({name: layer.blobs for name, layer in zip(names, layers, strict=True)})
     with create_hdf5(path) as file:
+        blobs = [blob for layer in layers for blob in layer.blobs]
+        reserve(file, (1 + diff) * sum(blob.count * blob.dtype.itemsize for blob in blobs))
         parts = [file.create_group("data")] + ([file.create_group("diff")] if diff else [])
         for name, layer in zip(names, layers, strict=True):
             groups = [part.require_group(name) for part in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocaffe.errors import DataError, did_you_mean
-from protocaffe.proto.files import StrPath, missing_file
-from protocaffe.proto.hdf5 import check_size, create_hdf5, open_hdf5, plain_errors
+from protocaffe.errors import DataError, FileError, did_you_mean
+from protocaffe.proto.files import StrPath, missing_file, replacing
+from protocaffe.proto.hdf5 import check_size, create_hdf5, open_hdf5, plain_errors, reserve
 from protocaffe.proto.text import read_text
 
 Array = npt.NDArray[Any]
@@ -146,36 +147,29 @@ def read_list(source: StrPath) -> list[Path]:
     return [path for _, path in named]
 
 
-def create_file(path: StrPath) -> None:
-    """Make an empty HDF5 file in the place of what was there.
+def prepare_file(path: StrPath) -> None:
+    """Make an empty HDF5 file unless there is a file; refuse a place where none can be written.
 
     Raises:
-        DataError: it cannot be written.
+        FileError: it is one.
     """
-    try:
-        with create_hdf5(path):
-            pass
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from None
+    folder = os.path.dirname(path) or "."
+    if not os.path.isfile(path):
+        write_rows(path, {})
+    elif not os.access(folder, os.W_OK):
+        raise FileError(f"{os.fspath(path)}: cannot be written: folder '{folder}' is read-only")
 
 
 def write_rows(path: StrPath, arrays: dict[str, Array]) -> None:
-    """Add data sets to an HDF5 file, which must not have them yet.
+    """Make an HDF5 file with these data sets, all or nothing, in the place of what was there.
 
     Raises:
-        DataError: the file has one of them, or cannot be written.
+        FileError: it cannot be written.
     """
-    import h5py
-
-    try:
-        with h5py.File(path, "a") as file:
-            for name in arrays:
-                if name in file:
-                    raise DataError(f"{path}: already holds a data set '{name}'")
-            for name, array in arrays.items():
-                file.create_dataset(name, data=array)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from None
+    with replacing(path) as (temporary,), create_hdf5(temporary) as file:
+        reserve(file, sum(array.nbytes for array in arrays.values()))
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
 
 
 def _shape(content: Any, name: str, path: Path) -> tuple[int, ...]:

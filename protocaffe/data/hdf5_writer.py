@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from protocaffe.data.aside import FolderAside
 from protocaffe.data.datum import Array
 from protocaffe.errors import DataError
 from protocaffe.proto.files import StrPath
+from protocaffe.proto.hdf5 import create_hdf5, reserve
 
 LIST = "list.txt"
 """File in the folder that names the others; the ``source`` of an HDF5Data layer."""
@@ -21,8 +22,6 @@ Caffe's blobs cannot be larger."""
 FLOAT_BYTES = 4
 CHUNK_BYTES = 1 << 18
 """What HDF5 stores and reads at a time, about."""
-SPARE_BYTES = 1 << 22
-"""What a file takes besides its rows, at most."""
 
 
 class HDF5Writer:
@@ -54,6 +53,7 @@ class HDF5Writer:
             )
         self._file_size = file_size
         self._file: Any = None
+        self._opened = ExitStack()
         self._room = 0
         self.rows = 0
         self.files = 0
@@ -70,7 +70,7 @@ class HDF5Writer:
                 self._write_list()
             elif self._file is not None:
                 with suppress(OSError, RuntimeError):  # why it is given up is known already
-                    self._file.close()
+                    self._opened.close()
         except BaseException:
             self._aside.discard()
             raise
@@ -93,7 +93,7 @@ class HDF5Writer:
                 if not self._room:
                     self._open_next(rows)
                 end = min(done + self._room, count)
-                self._check_disk(sum(values[done:end].nbytes for values in rows.values()))
+                reserve(self._file, sum(values[done:end].nbytes for values in rows.values()))
                 for name, values in rows.items():
                     data = self._file[name]
                     data.resize(len(data) + end - done, axis=0)
@@ -107,10 +107,9 @@ class HDF5Writer:
         self._aside.add_file(name, content)
 
     def _open_next(self, rows: dict[str, Array]) -> None:
-        import h5py
-
         self._close()
-        self._file = h5py.File(os.path.join(self._aside.folder, self._name(self.files)), "w")
+        path = os.path.join(self._aside.folder, self._name(self.files))
+        self._file = self._opened.enter_context(create_hdf5(path))
         self.files += 1
         self._room = rows_per_file([values.shape[1:] for values in rows.values()], self._file_size)
         for name, values in rows.items():
@@ -121,20 +120,11 @@ class HDF5Writer:
                 name, (0, *shape), values.dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
             )
 
-    def _check_disk(self, size: int) -> None:
-        """Refuse what does not fit on the disk: HDF5 crashes when it meets the end of it."""
-        free = self._aside.free_bytes()
-        if free < size + SPARE_BYTES:
-            raise DataError(
-                f"'{self._aside.path}' cannot be written: its disk is full, "
-                f"{free / 1e6:.1f} MB are free"
-            )
-
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             name = file.filename
-            file.close()
+            self._opened.close()
             with open(name, "rb") as written:
                 os.fsync(written.fileno())
 
@@ -150,7 +140,9 @@ class HDF5Writer:
         try:
             yield
         except (OSError, RuntimeError) as error:  # h5py has both for failures to write
-            raise DataError(f"'{self._aside.path}' cannot be written: {error}") from None
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number else error
+            raise DataError(f"'{self._aside.path}' cannot be written: {reason}") from None
 
 
 def rows_per_file(shapes: list[tuple[int, ...]], size: int) -> int:

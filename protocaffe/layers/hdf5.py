@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocaffe.blob import Blob
-from protocaffe.data.hdf5 import HDF5Rows, create_file, write_rows
+from protocaffe.data.hdf5 import HDF5Rows, prepare_file, write_rows
 from protocaffe.errors import DataError, FileError
 from protocaffe.layers.base import Layer, register
 
@@ -80,7 +80,8 @@ class HDF5Data(Layer):
 class HDF5Output(Layer):
     """Writes its bottoms to ``file_name`` as the data sets ``data`` and ``label``.
 
-    The file is made at set-up and takes one forward pass. Data sets have four axes, (num,
+    The file takes one forward pass. It is made, empty, at set-up; one that is there already stays
+    until the pass has written another in its place. Data sets have four axes, (num,
     channels, height, width); axes that a bottom lacks are 1.
 
     Bottoms: any two blobs of up to four axes and equal num. Tops: none.
@@ -99,11 +100,12 @@ class HDF5Output(Layer):
         self.path = self.param.hdf5_output_param.file_name
         if not self.path:
             raise self.error("hdf5_output_param needs a file_name")
+        self._is_written = False
         if self.dry:
             return
         try:
-            create_file(self.path)
-        except DataError as error:
+            prepare_file(self.path)
+        except FileError as error:
             raise self.error(str(error)) from None
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -117,14 +119,19 @@ class HDF5Output(Layer):
             )
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        if self._is_written:
+            raise self.error(
+                f"{self.path}: holds the batch of one forward pass already, and takes no more"
+            )
         arrays = {
             name: blob.data.reshape(blob.num, blob.channels, blob.height, blob.width)
             for name, blob in zip(("data", "label"), bottom, strict=True)
         }
         try:
             write_rows(self.path, arrays)
-        except DataError as error:
-            raise self.error(f"{error}; a file takes the batch of one forward pass") from None
+        except FileError as error:
+            raise self.error(str(error)) from None
+        self._is_written = True
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         return

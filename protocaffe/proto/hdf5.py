@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ DEFLATE = 1100
 
 @contextmanager
 def create_hdf5(path: StrPath) -> Iterator[Any]:
-    """Make an HDF5 file, as an ``h5py.File`` for the with block.
+    """Make an HDF5 file, as an ``h5py.File`` for the with block, which asks for room first.
 
     Raises:
         OSError: the file cannot be written.
@@ -74,6 +75,39 @@ def create_hdf5(path: StrPath) -> Iterator[Any]:
 
     try:
         with h5py.File(path, "w") as file:
+            reserve(file, 0)
             yield file
+            file.flush()
+            size = file.id.get_filesize()
+        if os.path.getsize(path) > size:
+            os.truncate(path, size)
     except RuntimeError as error:  # how h5py puts some failures to write
         raise OSError(str(error)) from None
+
+
+def reserve(file: Any, size: int) -> None:
+    """Make sure that so many more bytes can be written: HDF5 may crash where a write fails.
+
+    Args:
+        file: from :func:`create_hdf5`.
+        size: in bytes, of values; what HDF5 writes besides is thought of.
+
+    Raises:
+        OSError: the disk, a quota or a limit of the process does not allow it.
+    """
+    handle = file.id.get_vfd_handle()
+    there = os.fstat(handle).st_size
+    missing = file.id.get_filesize() + size + SPARE - there
+    if missing <= 0:
+        return
+    try:
+        os.posix_fallocate(handle, there, missing)
+    except OSError as error:
+        if error.errno not in NO_ANSWER:
+            raise OSError(error.errno, error.strerror, file.filename) from None
+
+
+SPARE = 1 << 22
+"""Bytes that a file takes besides its values, at most."""
+NO_ANSWER = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV, errno.ESPIPE, errno.ENOSYS)
+"""What files say for which nothing can be reserved."""

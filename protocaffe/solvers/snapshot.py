@@ -26,7 +26,7 @@ from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
 from protocaffe.proto.binary import encode_blob
 from protocaffe.proto.files import read_bytes, replacing
-from protocaffe.proto.hdf5 import create_hdf5
+from protocaffe.proto.hdf5 import create_hdf5, reserve
 from protocaffe.proto.stored import StoredState, is_hdf5, stored_layers, stored_state
 from protocaffe.proto.wire import delimited
 from protocaffe.weights import copy_blob, host_array, save_weights
@@ -241,6 +241,7 @@ def _write_state(path: str, state: caffe_pb2.SolverState, history: Sequence[Blob
 def _write_state_hdf5(path: str, state: caffe_pb2.SolverState, history: Sequence[Blob]) -> None:
     name = state.learned_net.encode()
     with create_hdf5(path) as file:
+        reserve(file, sum(blob.count * blob.dtype.itemsize for blob in history))
         file["iter"] = np.array([state.iter], np.int32)
         # Caffe reads the name up to a zero byte, which has to be part of it.
         file["learned_net"] = np.array(name, f"S{len(name) + 1}")

@@ -133,6 +133,7 @@ class Solver:
         self._restored_losses: list[float] = []
         self._callbacks: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
         self._stop_requested = False
+        self._is_saved = False
         self._shown = (time.perf_counter(), 0)
         log.info("Solver scaffolding done.")
 
@@ -147,10 +148,9 @@ class Solver:
             self.restore(resume)
         if self.param.snapshot_after_train:
             check_writable(self._prefix)
-        start = self.iter
+        self._is_saved = False
         self.step(self.param.max_iter - self.iter)
-        fresh = self.param.snapshot and self.iter % self.param.snapshot == 0 and self.iter != start
-        if self.param.snapshot_after_train and not fresh:
+        if self.param.snapshot_after_train and not self._is_saved:
             self.snapshot()
         if self._stop_requested:
             log.info("Optimization stopped early.")
@@ -305,6 +305,7 @@ class Solver:
                 after()
         self.apply_update()
         self.iter += 1
+        self._is_saved = False
         self._answer_request(self._is_due(self.param.snapshot))
 
     def _answer_request(self, snapshot: bool = False) -> None:
@@ -313,6 +314,7 @@ class Solver:
         if snapshot or action is Action.SNAPSHOT:
             try:
                 self.snapshot()
+                self._is_saved = True
             except FileError as error:
                 log.error("No snapshot was written, training goes on: %s", error)
         self._stop_requested = action is Action.STOP

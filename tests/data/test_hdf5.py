@@ -106,7 +106,7 @@ def test_a_file_that_vanishes_later_is_named(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere/out\.h5: cannot be written"):
+    with pytest.raises(FileError, match=r"nowhere/out\.h5: cannot be written"):
         write_rows(tmp_path / "nowhere" / "out.h5", {"x": np.zeros(1)})
 
 

@@ -1,13 +1,14 @@
+import errno
 import os
 
 import h5py
 import numpy as np
 import pytest
 
-from protocaffe.data.aside import FolderAside
 from protocaffe.data.hdf5 import HDF5Rows
 from protocaffe.data.hdf5_writer import HDF5Writer, rows_per_file
 from protocaffe.errors import DataError
+from protocaffe.proto import hdf5
 
 ROWS = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
 LABELS = np.arange(10, dtype=np.float32)
@@ -73,8 +74,11 @@ def test_an_error_leaves_nothing_or_what_was_there(tmp_path):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(FolderAside, "free_bytes", lambda aside: 4 << 20)
-    message = "cannot be written: its disk is full, 4.2 MB are free"
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hdf5.os, "posix_fallocate", full)
+    message = "set' cannot be written: No space left on device$"
     with pytest.raises(DataError, match=message), HDF5Writer(tmp_path / "set") as writer:
         writer.put({"data": ROWS})
     assert not os.listdir(tmp_path)

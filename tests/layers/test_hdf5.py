@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import h5py
 import numpy as np
@@ -8,6 +10,7 @@ from protocaffe.blob import Blob
 from protocaffe.errors import LayerError
 from protocaffe.layers.hdf5 import HDF5Data
 from protocaffe.net import Net
+from protocaffe.proto import files
 from protocaffe.proto.caffe_pb2 import LayerParameter, NetParameter
 from protocaffe.proto.text import parse_text
 from tests.data.samples import GOLDEN
@@ -117,8 +120,29 @@ def test_output_is_what_caffe_writes(tmp_path, monkeypatch):
 def test_a_second_output_is_refused(tmp_path, monkeypatch):
     net, _ = recorded_output(tmp_path, monkeypatch)
     net.forward()
-    with pytest.raises(LayerError, match=r"'save'.*out\.h5: already holds .*one forward pass"):
+    with pytest.raises(
+        LayerError, match=r"'save'.*out\.h5: holds the batch of one forward pass already"
+    ):
         net.forward()
+
+
+def test_what_is_there_stays_until_the_output_is_whole(tmp_path, monkeypatch):
+    (tmp_path / "out.h5").write_text("as it was")
+    net, _ = recorded_output(tmp_path, monkeypatch)
+    assert (tmp_path / "out.h5").read_text() == "as it was"
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", no_space)
+        with pytest.raises(LayerError, match=r"'save'.*No space left"):
+            net.forward()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
+    assert (tmp_path / "out.h5").read_text() == "as it was"
+    net.forward()
+    with h5py.File("out.h5") as made:
+        assert list(made) == ["data", "label"]
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,10 @@ def test_training_goes_on_when_the_disk_is_full(monkeypatch, caplog, form):
     assert {name: Path(name).read_bytes() for name in os.listdir()} == kept
 
 
-def test_the_last_snapshot_says_that_it_failed():
+@pytest.mark.parametrize("interval", [0, 3])
+def test_the_last_snapshot_says_that_it_failed(interval):
     Path("gone").mkdir()
-    made = solver(max_iter=3, snapshot_prefix="gone/run")
+    made = solver(max_iter=3, snapshot=interval, snapshot_prefix="gone/run")
     made.add_callback(after=lambda: Path("gone").rmdir() if made.iter == 0 else None)
     with pytest.raises(FileError, match="there is no folder 'gone'"):
         made.solve()
