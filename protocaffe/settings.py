@@ -19,6 +19,8 @@ uses_gpu = False
 """Whether :func:`set_mode_gpu` was called last."""
 gpu = 0
 """The number of the GPU that :func:`set_device` chose."""
+gpu_precision = "float32"
+"""What :func:`set_mode_gpu` has it compute with."""
 
 
 def set_mode_cpu() -> None:
@@ -27,17 +29,25 @@ def set_mode_cpu() -> None:
     uses_gpu = False
 
 
-def set_mode_gpu() -> None:
+def set_mode_gpu(precision: str = "float32") -> None:
     """Run the nets and solvers that are made from now on, on the GPU.
 
     Where there is none that can be used, it warns, and they run on the CPU.
-    """
-    global uses_gpu
-    from protocaffe.engines import get_engine
 
+    Args:
+        precision: what to compute with: ``float32``, ``tf32``, ``fp16`` or ``bf16``; see
+            :func:`protocaffe.engines.get_engine`.
+
+    Raises:
+        UsageError: no such precision.
+    """
+    global uses_gpu, gpu_precision
+    from protocaffe.engines import check_precision, get_engine
+
+    check_precision(precision)
     try:
-        get_engine("cuda")
-        uses_gpu = True
+        get_engine("cuda", precision)
+        uses_gpu, gpu_precision = True, precision
     except UsageError as reason:
         warnings.warn(
             f"{reason}; nets run on the CPU, with the same results",

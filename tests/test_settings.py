@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import protocaffe as caffe
-from protocaffe import settings
+from protocaffe import engines, settings
 from protocaffe.errors import UsageError
 
 NET = """
@@ -67,6 +67,20 @@ def test_one_solver_on_the_cpu() -> None:
     caffe.set_solver_rank(0)
     caffe.set_multiprocess(True)
     assert (caffe.solver_count(), caffe.solver_rank(), caffe.has_nccl()) == (1, 0, False)
+
+
+def test_the_gpu_computes_with_the_precision_of_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(engines, "_cuda", lambda gpu, precision, graphs: asked.append(precision))
+    caffe.set_mode_gpu("bf16")
+    engines.get_engine()
+    engines.get_engine(precision="tf32")
+    caffe.set_mode_gpu()
+    engines.get_engine()
+    caffe.set_mode_cpu()
+    assert asked == ["bf16", "bf16", "tf32", "float32", "float32"]
+    with pytest.raises(UsageError, match=r"unknown precision 'fp61'; did you mean 'fp16'"):
+        caffe.set_mode_gpu("fp61")
 
 
 @pytest.mark.parametrize(

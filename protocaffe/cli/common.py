@@ -30,8 +30,9 @@ GRAPH = Flag("graph", "with a GPU, launch whole passes as CUDA graphs", default=
 
 PRECISION = Flag(
     "precision",
-    "bf16 computes with bfloat16 numbers, about twice as fast where the processor has them, tf32 "
-    "on a GPU with 10 bits of mantissa; weights stay float32",
+    "what is multiplied: float32 numbers, bf16 (8 bits of precision; about twice as fast where the "
+    "processor has such numbers, more on a GPU), or on a GPU fp16 (11 bits) or tf32 (float32 "
+    "numbers rounded to 11 bits); sums and learned weights are float32 in all",
     default="float32",
     choices=PRECISIONS,
 )

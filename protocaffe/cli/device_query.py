@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from protocaffe.cli.flags import Flag
+from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.engines.cuda.library import UnavailableError as GpuUnavailableError
-from protocaffe.engines.cuda.library import load_cudnn, load_cupy
+from protocaffe.engines.cuda.library import capability, load_cudnn, load_cupy
 from protocaffe.engines.onednn.library import UnavailableError, load, version
 
 FLAGS: list[Flag] = []
@@ -71,7 +72,13 @@ def _gpus() -> Iterator[tuple[str, str]]:
     for index in range(cupy.cuda.runtime.getDeviceCount()):
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         size = properties["totalGlobalMem"] / 2**30
-        yield f"GPU {index}", f"{properties['name'].decode()}, {size:.1f} GiB"
+        there = capability(cupy, index)
+        fitting = " ".join(each.name for each in PRECISIONS.values() if each.capability <= there)
+        yield (
+            f"GPU {index}",
+            f"{properties['name'].decode()}, {size:.1f} GiB, compute capability "
+            f"{'.'.join(map(str, there))}: {fitting}",
+        )
 
 
 def _cudnn() -> str:

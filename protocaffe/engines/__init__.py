@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "tf32", "fp16", "bf16")
 
 def get_engine(
     name: str | Engine | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     gpu: int | None = None,
     graphs: bool = True,
 ) -> Engine:
@@ -33,11 +33,13 @@ def get_engine(
 
     Args:
         name: ``onednn``, ``numpy``, ``cuda``, None, or an engine, which is returned as it is.
-        precision: ``bf16`` lets the onednn engine compute with bfloat16 numbers (8 bits of
-            precision), about twice as fast where the processor has instructions for them, and the
-            cuda engine as well; ``fp16`` is the cuda engine's with 11 bits, ``tf32`` lets it round
-            what it multiplies to 11 bits and nothing else. Where it cannot be, one line is logged
-            and it stays at ``float32``.
+        precision: what convolutions and inner products multiply, and what activations and their
+            gradients are stored as. ``float32``: 24 bits of precision in all. ``bf16``: 8 bits,
+            range as float32's, on processors with instructions for it and on GPUs. The cuda
+            engine also has ``fp16``: 11 bits, a smaller range, for which it scales gradients; and
+            ``tf32``: float32 numbers, rounded to 11 bits where they are multiplied. Sums and
+            learned weights are float32 in all of them. Where it cannot be, one line is logged and
+            it is ``float32``. None: what :func:`protocaffe.set_mode_gpu` was given, else float32.
         gpu: the number of the cuda engine's GPU; the one of :func:`protocaffe.set_device`, or 0.
         graphs: whether the cuda engine may launch passes as CUDA graphs.
 
@@ -48,9 +50,10 @@ def get_engine(
     if isinstance(name, Engine):
         return name
     _check("engine", name or "onednn", ENGINES)
-    _check("precision", precision, PRECISIONS)
     if name is None and settings.uses_gpu:
-        name = "cuda"
+        name, precision = "cuda", precision or settings.gpu_precision
+    precision = precision or "float32"
+    check_precision(precision)
     if name == "cuda":
         return _cuda(settings.gpu if gpu is None else gpu, precision, graphs)
     engine = _default() if name is None else _by_name(name)
@@ -69,6 +72,11 @@ def _cuda(number: int, precision: str, graphs: bool) -> Engine:
         return CudaEngine.open(number, graphs, KNOWN[precision])
     except UnavailableError as reason:
         raise UsageError(f"the cuda engine cannot run here: {reason}") from None
+
+
+def check_precision(name: str) -> None:
+    """Raise a UsageError if there is no such precision."""
+    _check("precision", name, PRECISIONS)
 
 
 def _check(what: str, name: str, known: tuple[str, ...]) -> None:

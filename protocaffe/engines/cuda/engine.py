@@ -55,12 +55,13 @@ class CudaEngine(Engine):
         Args:
             number: which GPU.
             captures: whether passes may become CUDA graphs.
-            precision: what convolutions and matrix products compute with.
+            precision: what convolutions and matrix products compute with, if the GPU can.
 
         Raises:
             UnavailableError: a library, the driver or the GPU is missing.
         """
         cupy = library.load_cupy(number)
+        precision = library.fitting(precision, cupy, number)
         blas, cudnn = library.load_cublas(cupy), library.load_cudnn()
         with library.explained(cupy, number):
             device = Device(

@@ -22,12 +22,14 @@ class Precision:
         is_half: whether they have 16 bits.
         diff_scale: what their gradients are multiplied by, as long as they have 16 bits. A power
             of two, so that nothing is rounded by it.
+        capability: the least compute capability of a GPU whose tensor cores multiply such numbers.
     """
 
     name: str
     channels_last: bool = True
     is_half: bool = False
     diff_scale: float = 1.0
+    capability: tuple[int, int] = (0, 0)
 
 
 FLOAT32 = Precision("float32", channels_last=False)
@@ -36,11 +38,11 @@ PRECISIONS = {
     each.name: each
     for each in (
         FLOAT32,
-        Precision("tf32"),
+        Precision("tf32", capability=(8, 0)),
         # fp16's least number is 2^-24. Gradients are often smaller and hardly ever above 64,
         # which is what the factor takes to fp16's greatest.
-        Precision("fp16", is_half=True, diff_scale=1024.0),
-        Precision("bf16", is_half=True),
+        Precision("fp16", is_half=True, diff_scale=1024.0, capability=(7, 0)),
+        Precision("bf16", is_half=True, capability=(8, 0)),
     )
 }
 

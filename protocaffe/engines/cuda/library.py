@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from protocaffe.engines.cuda.forms import FLOAT32, Precision
+from protocaffe.log import log
 
 INSTALL = "pip install 'protocaffe[gpu]' (for CUDA 12: 'protocaffe[gpu12]')"
 
@@ -83,6 +84,24 @@ def explained(cupy: Any, number: int) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def capability(cupy: Any, number: int) -> tuple[int, int]:
+    """Return a GPU's compute capability."""
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    return properties["major"], properties["minor"]
+
+
+def fitting(precision: Precision, cupy: Any, number: int) -> Precision:
+    """Return the precision; or float32 with a line in the log, if the GPU is too old for it."""
+    there = capability(cupy, number)
+    if there >= precision.capability:
+        return precision
+    log.warning(
+        "GPU %d has compute capability %d.%d, and %s takes %d.%d: computing with float32",
+        *(number, *there, precision.name, *precision.capability),
+    )
+    return FLOAT32
 
 
 class CuBlas:

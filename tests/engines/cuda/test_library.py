@@ -14,6 +14,7 @@ from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.engines.cuda.library import (
     UnavailableError,
     explained,
+    fitting,
     load_cublas,
     load_cudnn,
     load_cupy,
@@ -119,6 +120,28 @@ def test_a_gpu_that_cannot_be_used_is_explained_in_one_line(error: Exception) ->
         explained(cupy, 1),
     ):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("there", "fitting_ones"),
+    [
+        ((9, 0), ["float32", "tf32", "fp16", "bf16"]),
+        ((7, 5), ["float32", "fp16"]),
+        ((6, 1), ["float32"]),
+    ],
+)
+def test_a_gpu_without_the_tensor_cores_computes_with_float32(
+    there: tuple[int, int], fitting_ones: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    properties = dict(zip(("major", "minor"), there, strict=True))
+    runtime = SimpleNamespace(getDeviceProperties=lambda number: properties)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    for name, precision in PRECISIONS.items():
+        caplog.clear()
+        found = fitting(precision, cupy, 1)
+        assert found is PRECISIONS[name if name in fitting_ones else "float32"]
+        said = [] if found is precision else [f"GPU 1 has compute capability {there[0]}.{there[1]}"]
+        assert [each.message.split(",")[0] for each in caplog.records] == said
 
 
 def test_work_on_the_cpu_imports_no_cupy() -> None:
