@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, TypeVar
@@ -160,14 +159,17 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class _OneBlasThread:
-    """Keeps BLAS at one thread from the first to enter to the last to leave."""
+    """Keeps BLAS at one thread from the first to enter to the last to leave.
+
+    Layers enter it in every pass, so it is no generator: those take twice the time.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._before: list[int] = []
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
                 self._before = [library.num_threads for library in _blas_libraries()]
@@ -175,7 +177,7 @@ class _OneBlasThread:
                     library.set_num_threads(1)
             self._inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
@@ -191,17 +193,8 @@ def _blas_libraries() -> list[Any]:
     return libraries
 
 
-_one_blas_thread = _OneBlasThread()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep NumPy's matrix products to the thread that asks for them."""
-    _one_blas_thread.enter()
-    try:
-        yield
-    finally:
-        _one_blas_thread.leave()
+one_blas_thread = _OneBlasThread()
+"""A context in which NumPy's matrix products keep to the thread that asks for them."""
 
 
 if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads

@@ -131,9 +131,9 @@ def blas_threads():
 
 def test_blas_is_kept_to_one_thread_until_the_last_one_leaves():
     with threadpool_limits(limits=3, user_api="blas"):
-        with parallel.one_blas_thread():
+        with parallel.one_blas_thread:
             assert blas_threads() == {1}
-            with parallel.one_blas_thread():
+            with parallel.one_blas_thread:
                 assert blas_threads() == {1}
             assert blas_threads() == {1}
         assert blas_threads() == {3}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
@@ -315,25 +315,18 @@ def quiet() -> np.errstate:
     return np.errstate(all="ignore")
 
 
-@contextmanager
-def own_code() -> Iterator[None]:
-    """Run a layer's own code: quiet, and its matrix products in the threads of this program."""
-    with quiet(), one_blas_thread():
-        yield
-
-
 def own_forward(node: LayerNode[Layer]) -> Work:
     """The layer's own forward over host arrays."""
     layer, bottoms, tops = node.layer, node.bottoms, node.tops
     written = [top.data_storage for top in tops]
     only_read = without([b.data_storage for b in bottoms], written)
     # Sources multiply no matrices, and BLAS takes longer to count its threads than some to read.
-    around = own_code if bottoms else quiet
+    threads = one_blas_thread if bottoms else nullcontext()
 
     def run() -> None:
         agreed = _bring_to_host(only_read)
         _take_from_holders(written)
-        with around():
+        with quiet(), threads:
             layer.forward(bottoms, tops)
         for storage in agreed:
             storage.truth = Truth.BOTH
@@ -352,7 +345,7 @@ def own_backward(node: LayerNode[Layer]) -> Work:
     def run() -> None:
         agreed = _bring_to_host(read)
         _take_from_holders(written)
-        with own_code():
+        with quiet(), one_blas_thread:
             layer.backward(tops, wanted, bottoms)
         for storage in agreed:
             storage.truth = Truth.BOTH
