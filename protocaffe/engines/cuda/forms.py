@@ -39,9 +39,9 @@ PRECISIONS = {
     for each in (
         FLOAT32,
         Precision("tf32", capability=(8, 0)),
-        # fp16's least number is 2^-24. Gradients are often smaller and hardly ever above 64,
-        # which is what the factor takes to fp16's greatest.
-        Precision("fp16", is_half=True, diff_scale=1024.0, capability=(7, 0)),
+        # fp16 reaches from 2^-24 to 65504. Gradients are rather below that than above: with the
+        # factor from 2^-31 to 511.
+        Precision("fp16", is_half=True, diff_scale=128.0, capability=(7, 0)),
         Precision("bf16", is_half=True, capability=(8, 0)),
     )
 }
