@@ -12,6 +12,7 @@ import pytest
 from protocaffe.engines.cuda import device
 
 SOURCE = device.kernel_source()
+FILES = sorted(Path(device.__file__).with_name("kernels").glob("*.cu"))
 OPTIONS = ("--std=c++17",)
 
 
@@ -43,6 +44,16 @@ def test_nvidias_compiler_takes_the_kernels(architecture: str, definition: str) 
     nvrtc.nvrtcGetProgramLog(program, text)
     assert status == 0, text.value.decode()
     assert "warning" not in text.value.decode()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_files_leave_no_macros_for_each_other(file: Path) -> None:
+    source = file.read_text()
+    macros = {
+        direction: set(re.findall(rf"^#{direction} (\w+)", source, re.MULTILINE))
+        for direction in ("define", "undef")
+    }
+    assert file.name == "common.cu" or macros["define"] == macros["undef"]
 
 
 def test_every_kernel_is_used() -> None:

@@ -171,3 +171,5 @@ extern "C" __global__ void channel_sums(const real* x, float* out, float factor,
   Slicing slicing = {images, channels, area, lanes, width, slices, share};
   block_reduce<Summing>(slicing, x, out, factor, adds);
 }
+
+#undef AHEAD

@@ -1,10 +1,10 @@
 // The CUDA engine's own kernels: what Caffe's rules ask for and no library has.
 //
-// The files beside this one are compiled as one source, this one first. Activations and their
-// gradients are `real`, everything else is float32; `float` arrays are in Caffe's order. A `real`
-// array is, too, or its channels lie last. One-dimensional grids; a thread whose number is beyond
-// `count` does nothing. Sums are always added up in the same order, so that results are the same in
-// every run.
+// The files beside this one are compiled as one source, this one first, and undefine what they have
+// defined. Activations and their gradients are `real`, everything else is float32; `float` arrays
+// are in Caffe's order. A `real` array is, too, or its channels lie last. One-dimensional grids; a
+// thread whose number is beyond `count` does nothing. Sums are always added up in the same order,
+// so that results are the same in every run.
 
 typedef unsigned int u32;
 

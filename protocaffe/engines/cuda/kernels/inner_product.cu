@@ -53,3 +53,6 @@ extern "C" __global__ void inner_product_gradient(const float* __restrict__ y,
     sums[i] = (adds ? sums[i] : 0.0f) + shared[threadIdx.x];
   }
 }
+
+#undef LANES
+#undef AHEAD

@@ -257,3 +257,6 @@ extern "C" __global__ void average_pixels(const real* x, real* y, int channels, 
 extern "C" __global__ void average_wide_pixels(const real* x, real* y, int channels, int area) {
   block_average<WIDE>(x, y, channels, area);
 }
+
+#undef LANES
+#undef TEAMS

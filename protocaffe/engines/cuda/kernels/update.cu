@@ -65,3 +65,7 @@ extern "C" __global__ void update_Adam(UPDATE_ARGUMENTS, float* m, float* v, flo
   u = own_rate * m[i] / (sqrtf(v[i]) + delta);
   UPDATE_END
 }
+
+#undef UPDATE_ARGUMENTS
+#undef UPDATE_BEGIN
+#undef UPDATE_END
