@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
-from protocaffe.blob import Blob
+import numpy as np
+
+from protocaffe.blob import Array, Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
-from protocaffe.engines.cuda.dnn import Convolutions, Geometry
-from protocaffe.engines.cuda.forms import Form
+from protocaffe.engines.cuda.dnn import (
+    BIAS,
+    GRID,
+    IMAGE,
+    WEIGHTS,
+    Extents,
+    Geometry,
+    Graph,
+    Operation,
+    Pass,
+)
+from protocaffe.engines.cuda.forms import ChannelsLast, Form
 from protocaffe.engines.cuda.overrides import Override, override
+from protocaffe.engines.cuda.sums import add_channel_sums
 from protocaffe.layers.convolution import (
     Convolution,
     ConvolutionBase,
@@ -18,6 +32,157 @@ from protocaffe.layers.convolution import (
     Deconvolution,
     DepthwiseConvolution,
 )
+from protocaffe.log import log
+
+
+class CudaConvolutionBase(Override[ConvolutionBase]):
+    """What both share: between image and grid (see ConvolutionBase) cuDNN computes each way.
+
+    Attributes:
+        source: which of a convolution's arrays the bottom is.
+        result: which one the top is.
+    """
+
+    source: ClassVar[int]
+    result: ClassVar[int]
+
+    def __init__(self, device: Device, node: LayerNode[ConvolutionBase]) -> None:
+        super().__init__(device, node)
+        self._geometry = _geometry(node)
+        shapes = _shapes(self._geometry)
+        self._forms = {number: device.channels_last(shape) for number, shape in shapes.items()}
+        self._tunes = node.needs_backward
+        self._backward = {
+            number: Pass(device.dnn, self._graphs(device, self._geometry, number), self._tunes)
+            for number in self._gradients(node)
+        }
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[ConvolutionBase]) -> Form:
+        return device.channels_last(node.tops[0].shape)
+
+    @classmethod
+    def fits(cls, device: Device, node: LayerNode[ConvolutionBase]) -> bool:
+        layer = node.layer
+        if layer.geometry.channel_axis != 1 or node.bottoms[0].num_axes not in (4, 5):
+            return False
+        geometry = _geometry(node)
+        for number in (cls.result, *cls._gradients(node)):
+            if not cls._graphs(device, geometry, number):
+                reason = device.dnn.reasons[Operation(geometry, number)].partition("\n")[0]
+                log.warning(
+                    "cuDNN cannot run layer '%s' (%s): it runs by own code", layer.name, reason
+                )
+                return False
+        return True
+
+    @classmethod
+    def _gradients(cls, node: LayerNode[ConvolutionBase]) -> list[int]:
+        """Which gradients backward computes by cuDNN."""
+        weights = node.needs_backward and node.layer.param_propagate_down[0]
+        return [WEIGHTS] * weights + [cls.source] * any(node.propagate_down)
+
+    @classmethod
+    def _graphs(cls, device: Device, geometry: Geometry, number: int) -> list[Graph]:
+        """The graphs for one of the arrays; for weights in 16 bits, first that for float32."""
+        operations = [Operation(geometry, number)]
+        if number == WEIGHTS and device.precision.is_half:
+            operations.insert(0, Operation(geometry, number, is_wide=True))
+        return _known(device, operations)
+
+    def prepare(self) -> None:
+        """Say how many plans were timed in the passes before."""
+        self.device.dnn.report()
+
+    # -- forward -------------------------------------------------------------------------
+
+    @cached_property
+    def _forward(self) -> Pass:
+        """The pass with its bias by cuDNN, or without it and then a kernel."""
+        operations = [Operation(self._geometry, self.result)]
+        if self.layer.geometry.bias_term and self.result == GRID:
+            operations.insert(0, Operation(self._geometry, GRID, bias=True))
+        return Pass(self.device.dnn, _known(self.device, operations), self._tunes)
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        weights = self._weights()
+        for x, y in zip(bottom, top, strict=True):
+            arrays = {
+                self.source: self.data(x, self._forms[self.source]),
+                WEIGHTS: weights,
+                self.result: self.data(y, self._forms[self.result]),
+            }
+            self._forward.run(partial(self._compute, arrays))
+
+    def _compute(self, arrays: dict[int, Any], graph: Graph) -> None:
+        """Compute a top from its bottom; the bias belongs to it."""
+        if graph.operation.bias:
+            graph.run({**arrays, BIAS: self._bias()})
+            return
+        graph.run(arrays)
+        if self.layer.geometry.bias_term:
+            y, bias, form = arrays[self.result], self.layer.blobs[1].data, self._forms[self.result]
+            inner = 1 if form else math.prod(_shapes(self._geometry)[self.result][2:])
+            self.device.run_wide("add_bias_relu", y.size, y, bias, 1.0, bias.size, inner, y.size)
+
+    def _weights(self) -> Any:
+        """The weights as cuDNN wants them."""
+        return self._packed(self.layer.blobs[0].data, self._forms[WEIGHTS])
+
+    def _bias(self) -> Any:
+        """The bias as cuDNN wants it."""
+        bias = self.layer.blobs[1].data
+        return self._packed(
+            bias, ChannelsLast(1, 1, bias.size) if self.device.precision.is_half else None
+        )
+
+    def _packed(self, param: Array, form: Form) -> Any:
+        if form is None:
+            return param
+        packed = self.device.empty(form)
+        self.device.pack(param, packed, form)
+        return packed
+
+    # -- backward ------------------------------------------------------------------------
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        weights = self._weights() if any(propagate_down) else None
+        for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
+            gradient, form = self.diff(y, self._forms[self.result]), self._forms[self.source]
+            self._add_bias_diff(gradient)
+            if WEIGHTS in self._backward:
+                self._add_weight_diff({self.source: self.data(x, form), self.result: gradient})
+            if wanted:
+                arrays = {self.result: gradient, WEIGHTS: weights, self.source: self.diff(x, form)}
+                self._backward[self.source].run(partial(Graph.run, arrays=arrays))
+
+    def _add_weight_diff(self, arrays: dict[int, Any]) -> None:
+        """Add to the weights' diff; cuDNN overwrites."""
+        diff, form = self.layer.blobs[0].diff, self._forms[WEIGHTS]
+        gradient = self._backward[WEIGHTS].run(partial(self._weight_gradient, arrays))
+        if form is None:
+            diff += gradient.reshape(diff.shape)
+        else:
+            factor = 1 / self.device.precision.diff_scale
+            self.device.unpack(gradient, diff, form, factor, add=True)
+
+    def _weight_gradient(self, arrays: dict[int, Any], graph: Graph) -> Any:
+        """Return the gradient for the weights, in the weights' form or, if wide, its order."""
+        form, diff = self._forms[WEIGHTS], self.layer.blobs[0].diff
+        if form is None or graph.operation.is_wide:
+            gradient = self.xp.empty(diff.size, np.float32)
+        else:
+            gradient = self.device.empty(form)
+        graph.run({**arrays, WEIGHTS: gradient})
+        return gradient
+
+    def _add_bias_diff(self, gradient: Any) -> None:
+        """Add to the bias's diff."""
+        if self.layer.geometry.bias_term and self.layer.param_propagate_down[1]:
+            form, shape = self._forms[self.result], _shapes(self._geometry)[self.result]
+            factor = 1 / self.device.precision.diff_scale if form else 1.0
+            diff = self.layer.blobs[1].diff
+            add_channel_sums(self.device, gradient, shape, form, diff, factor)
 
 
 def _geometry(node: LayerNode[Any]) -> Geometry:
@@ -29,100 +194,27 @@ def _geometry(node: LayerNode[Any]) -> Geometry:
     return Geometry(image, layer.blobs[0].shape, grid, *extents)
 
 
-class CudaConvolutionBase(Override[ConvolutionBase]):
-    """What both share: three passes between image and grid (see ConvolutionBase), and the bias."""
+def _shapes(geometry: Geometry) -> dict[int, Extents]:
+    return {IMAGE: geometry.image, WEIGHTS: geometry.weights, GRID: geometry.grid}
 
-    def __init__(self, device: Device, node: LayerNode[ConvolutionBase]) -> None:
-        super().__init__(device, node)
-        geometry = _geometry(node)
-        passes = device.dnn.convolutions(geometry)
-        assert passes is not None  # fits() has asked
-        self.passes: Convolutions = passes
-        shapes = (geometry.image, geometry.weights, geometry.grid)
-        self.image, self.kernel, self.grid = (device.channels_last(shape) for shape in shapes)
 
-    @classmethod
-    def top_form(cls, device: Device, node: LayerNode[ConvolutionBase]) -> Form:
-        return device.channels_last(node.tops[0].shape)
-
-    @classmethod
-    def fits(cls, device: Device, node: LayerNode[ConvolutionBase]) -> bool:
-        layer = node.layer
-        if layer.geometry.channel_axis != 1 or node.bottoms[0].num_axes not in (4, 5):
-            return False
-        return device.dnn.convolutions(_geometry(node)) is not None
-
-    def weights(self) -> Any:
-        """The weights as the passes want them."""
-        weights = self.layer.blobs[0].data
-        if self.kernel is None:
-            return weights
-        packed = self.device.empty(self.kernel)
-        self.device.pack(weights, packed, self.kernel)
-        return packed
-
-    def add_weight_diff(self, image: Any, grid: Any) -> None:
-        """Add to the weights' diff; cuDNN overwrites."""
-        diff = self.layer.blobs[0].diff
-        if self.kernel is None:
-            gradient = self.xp.empty_like(diff)
-            self.passes.weight_gradient(image, grid, gradient)
-            diff += gradient
-            return
-        gradient = self.device.empty(self.kernel)
-        self.passes.weight_gradient(image, grid, gradient)
-        factor = 1 / self.device.precision.diff_scale
-        self.device.unpack(gradient, diff, self.kernel, factor, add=True)
-
-    def add_bias(self, top: Blob, form: Form) -> None:
-        """Add the bias to all numbers of a channel."""
-        if self.layer.geometry.bias_term:
-            y, bias = self.data(top, form), self.layer.blobs[1].data
-            inner = 1 if form else math.prod(top.shape[2:])
-            self.device.run("add_bias", y.size, y, bias, bias.size, inner, y.size)
-
-    def add_bias_diff(self, top: Blob) -> None:
-        """Add to the bias's diff."""
-        if self.layer.geometry.bias_term and self.layer.param_propagate_down[1]:
-            diff = self.layer.blobs[1].diff
-            diff += top.diff.reshape(*top.shape[:2], -1).sum(axis=(0, 2))
+def _known(device: Device, operations: list[Operation]) -> list[Graph]:
+    """The graphs of those operations that cuDNN has."""
+    graphs = (device.dnn.graph(operation) for operation in operations)
+    return [graph for graph in graphs if graph is not None]
 
 
 @override(Convolution, ConvolutionDepthwise, DepthwiseConvolution)
 class CudaConvolution(CudaConvolutionBase):
     """The grid from the image."""
 
-    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        for x, y in zip(bottom, top, strict=True):
-            image, grid = self.data(x, self.image), self.data(y, self.grid)
-            self.passes.correlate(image, self.weights(), grid)
-            self.add_bias(y, self.grid)
-
-    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
-            self.add_bias_diff(y)
-            grid = self.diff(y, self.grid)
-            if self.layer.param_propagate_down[0]:
-                self.add_weight_diff(self.data(x, self.image), grid)
-            if wanted:
-                self.passes.spread(grid, self.weights(), self.diff(x, self.image))
+    source = IMAGE
+    result = GRID
 
 
 @override(Deconvolution)
 class CudaDeconvolution(CudaConvolutionBase):
     """The image from the grid."""
 
-    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        for x, y in zip(bottom, top, strict=True):
-            grid, image = self.data(x, self.grid), self.data(y, self.image)
-            self.passes.spread(grid, self.weights(), image)
-            self.add_bias(y, self.image)
-
-    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
-            self.add_bias_diff(y)
-            image = self.diff(y, self.image)
-            if self.layer.param_propagate_down[0]:
-                self.add_weight_diff(image, self.data(x, self.grid))
-            if wanted:
-                self.passes.correlate(image, self.weights(), self.diff(x, self.grid))
+    source = GRID
+    result = IMAGE

@@ -48,7 +48,11 @@ class CudaEngine(Engine):
 
     @classmethod
     def open(
-        cls, number: int = 0, captures: bool = True, precision: Precision = FLOAT32
+        cls,
+        number: int = 0,
+        captures: bool = True,
+        precision: Precision = FLOAT32,
+        autotune: bool = True,
     ) -> CudaEngine:
         """Return the engine on one GPU of this machine.
 
@@ -56,6 +60,8 @@ class CudaEngine(Engine):
             number: which GPU.
             captures: whether passes may become CUDA graphs.
             precision: what convolutions and matrix products compute with, if the GPU can.
+            autotune: whether nets that train time cuDNN's plans in their first pass; see
+                :class:`Dnn`.
 
         Raises:
             UnavailableError: a library, the driver or the GPU is missing.
@@ -68,7 +74,7 @@ class CudaEngine(Engine):
                 cupy,
                 number,
                 lambda stream, workspace: library.CuBlas(blas, stream, workspace, precision),
-                lambda stream: Dnn(cudnn, cupy, stream, precision),
+                lambda stream: Dnn(cudnn, cupy, stream, precision, autotune),
                 precision,
             )
         return cls(device, captures)

@@ -63,12 +63,11 @@ class CudaInnerProduct(Override[InnerProduct]):
         weights = weights if layer.transpose else weights.T
         self.device.gemm(x.reshape(-1, layer.num_input), weights, y.reshape(-1, self._columns))
         bias = layer.blobs[1].data if layer.bias_term else None
-        if bias is not None and self._slope is not None:
-            self.device.run("add_bias_relu", y.size, y, bias, self._slope, bias.size, y.size)
-        elif bias is not None:
-            self.device.run("add_bias", y.size, y, bias, bias.size, 1, y.size)
+        if bias is not None:
+            slope = 1.0 if self._slope is None else self._slope
+            self.device.run_wide("add_bias_relu", y.size, y, bias, slope, bias.size, 1, y.size)
         elif self._slope is not None:
-            self.device.run("relu_forward", y.size, y, y, self._slope, y.size)
+            self.device.run_wide("relu_forward", y.size, y, y, self._slope, y.size)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         layer, unscale = self.layer, 1 / self.device.precision.diff_scale

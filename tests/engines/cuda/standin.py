@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -37,6 +38,9 @@ FUNCTIONS = frozenset(
 )
 """The functions of CuPy 14 that layers may use; all are in its documentation."""
 
+KERNEL_COST = 0.01
+"""Milliseconds that a kernel of our own takes."""
+
 UPLOADS = ("array", "asarray")
 WAITS = ("nonzero", "repeat", "bincount")
 """Functions whose result's size the host has to know."""
@@ -48,6 +52,7 @@ class Recorder:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.capturing: list[Callable[[], None]] | None = None
+        self.clock = 0.0
 
     def queue(self, work: Callable[[], None]) -> None:
         """Do work on the device, or capture it."""
@@ -55,6 +60,11 @@ class Recorder:
             work()
         else:
             self.capturing.append(work)
+
+    def pass_time(self, milliseconds: float) -> None:
+        """Let the device be busy, unless it is told what to do later."""
+        if self.capturing is None:
+            self.clock += milliseconds
 
     def wait(self, why: str) -> None:
         """Note that the host waits for the device, which ends a capture in real life."""
@@ -267,6 +277,9 @@ class Stream:
     def synchronize(self) -> None:
         recorder.wait("synchronize")
 
+    def is_capturing(self) -> bool:
+        return recorder.capturing is not None
+
     def record(self) -> Event:
         return Event()
 
@@ -277,8 +290,20 @@ class Stream:
 class Event:
     """Something on a stream."""
 
+    time: float | None = None
+
+    def record(self, stream: Stream) -> None:
+        assert recorder.capturing is None
+        self.time = recorder.clock
+
     def synchronize(self) -> None:
         recorder.counts["event"] += 1
+
+
+def get_elapsed_time(start: Event, stop: Event) -> float:
+    assert start.time is not None
+    assert stop.time is not None
+    return stop.time - start.time
 
 
 class Graph:
@@ -318,6 +343,7 @@ class RawModule:
             values = tuple(each if _is_structure(each) else unwrap(each) for each in arguments)
             packed = check_and_pack(kernel, self._library, values)
             recorder.queue(lambda: launch(ctypes.c_uint(grid[0]), packed))
+            recorder.pass_time(KERNEL_COST)
 
         return run
 
@@ -344,6 +370,9 @@ class CuPy:
         MemoryPool=MemoryPool,
         alloc_pinned_memory=bytearray,
         using_allocator=using_allocator,
+        Event=Event,
+        get_elapsed_time=get_elapsed_time,
+        get_current_stream=lambda: Stream(non_blocking=True),
     )
 
     def __getattr__(self, name: str) -> Any:
@@ -483,40 +512,130 @@ def to_bits(array: np.ndarray, kind: str) -> np.ndarray:
 
 
 class NotSupportedError(Exception):
-    """No engine for a graph."""
+    """No engine for a graph, or a plan that was deselected."""
 
 
 class Tensor:
     """A tensor of a graph."""
 
-    def __init__(self) -> None:
-        self.uid, self.dim, self.stride = 0, [], []
+    def __init__(self, kind: str = "") -> None:
+        self.uid, self.dim, self.stride, self.kind, self.is_output = 0, [], [], kind, False
 
     def set_uid(self, uid: int) -> Tensor:
         self.uid = uid
         return self
 
     def set_dim(self, dim: list[int]) -> Tensor:
+        assert all(type(each) is int for each in dim)
         self.dim = dim
         return self
 
     def set_stride(self, stride: list[int]) -> Tensor:
+        assert all(type(each) is int for each in stride)
         self.stride = stride
         return self
 
     def set_output(self, output: bool) -> Tensor:
+        self.is_output = output
         return self
+
+    def set_data_type(self, data_type: str) -> Tensor:
+        assert data_type in ("float", "half", "bfloat16")
+        self.kind = data_type
+        return self
+
+    @property
+    def count(self) -> int:
+        return int(np.prod(self.dim))
+
+    def numbers(self, address: int) -> np.ndarray:
+        """View the memory of one, in its type."""
+        assert address % 16 == 0, f"tensor {self.uid} begins at {address}, no multiple of 16"
+        return memory(address, self.count, self.kind)
+
+    def view(self, numbers: np.ndarray) -> np.ndarray:
+        """View float32 numbers as the tensor has them."""
+        last = sum((extent - 1) * step for extent, step in zip(self.dim, self.stride, strict=True))
+        assert last + 1 == self.count, f"strides {self.stride} of {self.dim} leave gaps"
+        steps = [4 * step for step in self.stride]
+        return np.lib.stride_tricks.as_strided(numbers, self.dim, steps)
+
+
+@dataclass(frozen=True)
+class PlanOfCudnn:
+    """A way to run a graph.
+
+    Attributes:
+        cost: milliseconds that a run takes.
+        workspace: bytes that it needs.
+        notes: what the engine does to numbers.
+        fault: what goes wrong: "" for nothing, "build" or "run".
+    """
+
+    cost: float = 1.0
+    workspace: int = 1000
+    notes: tuple[str, ...] = ()
+    fault: str = ""
+
+
+PLANS = (PlanOfCudnn(notes=("tensor core",)), PlanOfCudnn(), PlanOfCudnn(workspace=5000))
+
+
+class Cudnn:
+    """The module, and what its library can do.
+
+    Args:
+        plans: those of every graph, in the heuristic's order.
+        refused: what there is no engine for: of "grid", "image", "weights" (what is computed),
+            "bias", "relu" and "wide" (float32 from 16 bits).
+    """
+
+    cudnnGraphNotSupportedError = NotSupportedError  # noqa: N815
+    data_type = SimpleNamespace(FLOAT="float", HALF="half", BFLOAT16="bfloat16")
+    heur_mode = SimpleNamespace(A="A", FALLBACK="FALLBACK")
+    numerical_note = SimpleNamespace(TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down")
+
+    def __init__(self, plans: Sequence[PlanOfCudnn] = PLANS, refused: Sequence[str] = ()) -> None:
+        self.plans = plans
+        self.refused = refused
+        self.graphs: list[Pygraph] = []
+
+    def create_handle(self) -> object:
+        return self
+
+    def set_stream(self, *, handle: object, stream: int) -> None:
+        assert handle is self
+        assert stream == Stream.ptr
+
+    def pygraph(self, **settings: Any) -> Pygraph:
+        self.graphs.append(Pygraph(self, **settings))
+        return self.graphs[-1]
 
 
 class Pygraph:
-    """cuDNN's graph of one convolution."""
+    """cuDNN's graph of a convolution and what follows it; its steps have one order."""
 
-    def __init__(self, *, io_data_type: str, **settings: Any) -> None:
-        self._steps: list[str] = []
-        self._type = io_data_type
+    STEPS = ("", "validate", "build_operation_graph", "create_execution_plans", "check_support")
+
+    def __init__(
+        self,
+        cudnn: Cudnn,
+        *,
+        handle: object,
+        io_data_type: str,
+        intermediate_data_type: str,
+        compute_data_type: str,
+    ) -> None:
+        assert intermediate_data_type == compute_data_type == "float"
+        self.cudnn, self._type, self._step = cudnn, io_data_type, ""
+        self.runs: list[int] = []
+        self.features: set[str] = set()
+        self._bias: Tensor | None = None
+        self._built: set[int] = set()
+        self._barred: set[int] = set()
 
     def tensor(self, *, name: str, dim: list[int], stride: list[int]) -> Tensor:
-        return Tensor().set_dim(dim).set_stride(stride)
+        return Tensor(self._type).set_dim(dim).set_stride(stride)
 
     def conv_fprop(self, *, image: Tensor, weight: Tensor, **windows: Any) -> Tensor:
         return self._convolve("grid", image, weight, windows)
@@ -528,40 +647,108 @@ class Pygraph:
         return self._convolve("weights", image, loss, windows)
 
     def _convolve(self, what: str, one: Tensor, other: Tensor, windows: Any) -> Tensor:
-        self._what, self._inputs, self._windows, self._result = (
-            what,
-            (one, other),
-            windows,
-            Tensor(),
-        )
+        assert set(windows) == {"padding", "stride", "dilation"}
+        self._what, self._inputs, self._windows = what, (one, other), windows
+        self._result = Tensor(self._type)
+        self.features.add(what)
         return self._result
 
-    def __getattr__(self, name: str) -> Any:
-        steps = ("validate", "build_operation_graph", "create_execution_plans")
-        if name not in (*steps, "deselect_numeric_notes", "check_support", "build_plans"):
-            raise AttributeError(name)
-        return lambda *args: self._steps.append(name)
+    def bias(self, *, input: Tensor, bias: Tensor) -> Tensor:  # noqa: A002
+        assert input is self._result
+        assert math.prod(bias.dim) == bias.dim[1], "one number per channel"
+        self._bias = bias
+        self.features.add("bias")
+        return self._result
 
-    def get_workspace_size(self) -> int:
-        assert self._steps[-1] == "build_plans"
-        return 1000
+    def relu(self, *, input: Tensor) -> Tensor:  # noqa: A002
+        assert input is self._result
+        self.features.add("relu")
+        return self._result
 
-    def execute(self, addresses: dict[int, int], workspace: int, handle: object) -> None:
-        tensors = (*self._inputs, self._result)
-        flat = [memory(addresses[t.uid], int(np.prod(t.dim)), self._type) for t in tensors]
+    def validate(self) -> None:
+        self._advance("validate")
+        assert self._result.is_output, "nothing is computed"
+        for tensor in self._tensors():
+            assert len(tensor.dim) == len(tensor.stride) == len(self._result.dim)
+        if self._result.kind != self._type:
+            self.features.add("wide")
 
-        def run() -> None:
-            numbers = [from_bits(each, self._type) for each in flat]
-            views = [
-                np.lib.stride_tricks.as_strided(
-                    each, tensor.dim, [4 * stride for stride in tensor.stride]
-                )
-                for each, tensor in zip(numbers, tensors, strict=True)
-            ]
-            _convolve(self._what, *views, **self._windows)
-            flat[-1][...] = to_bits(numbers[-1], self._type)
+    def build_operation_graph(self) -> None:
+        self._advance("build_operation_graph")
 
-        recorder.queue(run)
+    def create_execution_plans(self, modes: list[str]) -> None:
+        self._advance("create_execution_plans")
+        assert modes == ["A", "FALLBACK"]
+        if self.features & set(self.cudnn.refused):
+            raise NotSupportedError("No valid engine configs")
+
+    def deselect_numeric_notes(self, notes: list[str]) -> None:
+        assert self._step == "create_execution_plans"
+        plans = enumerate(self.cudnn.plans)
+        self._barred = {index for index, plan in plans if set(plan.notes) & set(notes)}
+
+    def check_support(self) -> None:
+        self._advance("check_support")
+        if len(self._barred) == len(self.cudnn.plans):
+            raise NotSupportedError("No execution plans support the graph")
+
+    def _advance(self, step: str) -> None:
+        assert self._step == self.STEPS[self.STEPS.index(step) - 1], f"{step} after {self._step}"
+        self._step = step
+
+    def get_execution_plan_count(self) -> int:
+        return len(self.cudnn.plans)
+
+    def build_plan_at_index(self, index: int) -> None:
+        assert self._step == "check_support"
+        assert recorder.capturing is None, "a plan is built while a stream captures"
+        self._check_range(index)
+        if index in self._barred or self.cudnn.plans[index].fault == "build":
+            raise NotSupportedError("Deselecting execution plan")
+        self._built.add(index)
+
+    def get_workspace_size_plan_at_index(self, index: int) -> int:
+        self._check_range(index)
+        assert index in self._built, "this would be 0"
+        return self.cudnn.plans[index].workspace
+
+    def _check_range(self, index: int) -> None:
+        if not 0 <= index < len(self.cudnn.plans):
+            raise RuntimeError(f"Plan index {index} is invalid.")
+
+    def execute_plan_at_index(
+        self, addresses: dict[int, int], workspace: int, index: int, *, handle: object
+    ) -> None:
+        self._check_range(index)
+        assert index in self._built, "a plan runs that was not built"
+        assert handle is self.cudnn
+        assert workspace % 16 == 0
+        plan = self.cudnn.plans[index]
+        if plan.fault == "run":
+            raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+        tensors = self._tensors()
+        assert set(addresses) == {each.uid for each in tensors}
+        flat = [each.numbers(addresses[each.uid]) for each in tensors]
+        self.runs.append(index)
+        recorder.queue(lambda: self._run(tensors, flat))
+        recorder.pass_time(plan.cost)
+
+    def _tensors(self) -> list[Tensor]:
+        bias = [self._bias] if self._bias is not None else []
+        return [*self._inputs, self._result, *bias]
+
+    def _run(self, tensors: list[Tensor], flat: list[np.ndarray]) -> None:
+        kinds = [tensor.kind for tensor in tensors]
+        numbers = [from_bits(each, kind) for each, kind in zip(flat, kinds, strict=True)]
+        numbers[2] = np.full(tensors[2].count, np.nan, np.float32)
+        views = [each.view(values) for each, values in zip(tensors, numbers, strict=True)]
+        _convolve(self._what, *views[:3], **self._windows)
+        with np.errstate(all="ignore"):
+            if "bias" in self.features:
+                views[2] += views[3]
+            if "relu" in self.features:
+                np.maximum(views[2], 0, out=views[2])
+            flat[2][...] = to_bits(numbers[2], kinds[2])
 
 
 def _convolve(what, one, other, result, *, padding, stride, dilation):
@@ -598,29 +785,23 @@ def _convolve(what, one, other, result, *, padding, stride, dilation):
         result[...] = padded[(slice(None), slice(None), *inner)]
 
 
-cudnn = SimpleNamespace(
-    create_handle=lambda: "handle",
-    set_stream=lambda handle, stream: None,
-    pygraph=Pygraph,
-    cudnnGraphNotSupportedError=NotSupportedError,
-    data_type=SimpleNamespace(FLOAT="float", HALF="half", BFLOAT16="bfloat16"),
-    heur_mode=SimpleNamespace(A="A", FALLBACK="FALLBACK"),
-    build_plan_policy=SimpleNamespace(HEURISTICS_CHOICE="first"),
-    numerical_note=SimpleNamespace(TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down"),
-)
-
-
-def standin_engine(captures: bool = True, precision: Precision = FLOAT32) -> CudaEngine:
+def standin_engine(
+    captures: bool = True,
+    precision: Precision = FLOAT32,
+    cudnn: Cudnn | None = None,
+    autotune: bool = False,
+) -> CudaEngine:
     """Return the CUDA engine over the stand-ins; skip the test without a compiler for them."""
     if COMPILER is None:
         pytest.skip("no g++ here, which compiles the kernels for the stand-in")
     cupy = CuPy()
     blas = CublasLibrary({"fp16": "half", "bf16": "bfloat16"}.get(precision.name))
+    library = cudnn or Cudnn()
     device = Device(
         cupy,
         0,
         lambda stream, workspace: CuBlas(blas, stream, workspace, precision),
-        lambda stream: Dnn(cudnn, cupy, stream, precision),
+        lambda stream: Dnn(library, cupy, stream, precision, autotune),
         precision,
     )
     return CudaEngine(device, captures)

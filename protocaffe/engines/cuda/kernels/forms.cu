@@ -20,12 +20,3 @@ extern "C" __global__ void unpack(const real* x, float* y, float factor, int add
   float value = factor * (float)x[(image * area + p) * channels + c];
   y[i] = add ? y[i] + value : value;
 }
-
-// -- Bias ---------------------------------------------------------------------------------------
-
-// `inner` is how far the numbers of neighbouring channels lie apart.
-extern "C" __global__ void add_bias(real* y, const float* bias, int channels, int inner,
-                                    int count) {
-  int i = place();
-  if (i < count) y[i] = (float)y[i] + bias[i / inner % channels];
-}

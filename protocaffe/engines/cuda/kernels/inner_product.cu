@@ -1,14 +1,5 @@
 // -- InnerProduct -------------------------------------------------------------------------------
 
-// y = ReLU(y + bias).
-extern "C" __global__ void add_bias_relu(float* y, const float* bias, float slope, int columns,
-                                         int count) {
-  int i = place();
-  if (i >= count) return;
-  float value = y[i] + bias[i % columns];
-  y[i] = value > 0 || value != value ? value : (slope == 0 ? 0.0f : slope * value);
-}
-
 #define LANES (BLOCK / 32)
 #define AHEAD 4
 
