@@ -24,7 +24,8 @@ from protocaffe.engines.cuda.dnn import (
 )
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
 from protocaffe.engines.cuda.overrides import Override, override
-from protocaffe.engines.cuda.sums import add_channel_sums
+from protocaffe.engines.cuda.sums import add_channel_sums, rectify_and_add_sums
+from protocaffe.layers.activation import ReLU
 from protocaffe.layers.convolution import (
     Convolution,
     ConvolutionBase,
@@ -52,6 +53,8 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         shapes = _shapes(self._geometry)
         self._forms = {number: device.channels_last(shape) for number, shape in shapes.items()}
         self._tunes = node.needs_backward
+        self._slope: float | None = None
+        self._no_bias: Any = None
         self._backward = {
             number: Pass(device.dnn, self._graphs(device, self._geometry, number), self._tunes)
             for number in self._gradients(node)
@@ -90,6 +93,16 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
             operations.insert(0, Operation(geometry, number, is_wide=True))
         return _known(device, operations)
 
+    def absorb(self, node: LayerNode[Any]) -> bool:
+        # With a negative slope, a ReLU's output does not tell the sign of its input.
+        layer = node.layer
+        if self._slope is not None or type(layer) is not ReLU or layer.negative_slope < 0:
+            return False
+        self._slope = float(layer.negative_slope)
+        if not self.layer.geometry.bias_term:
+            self._no_bias = self.xp.zeros(self.layer.geometry.num_output, np.float32)
+        return True
+
     def prepare(self) -> None:
         """Say how many plans were timed in the passes before."""
         self.device.dnn.report()
@@ -98,11 +111,13 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
 
     @cached_property
     def _forward(self) -> Pass:
-        """The pass with its bias by cuDNN, or without it and then a kernel."""
-        operations = [Operation(self._geometry, self.result)]
-        if self.layer.geometry.bias_term and self.result == GRID:
-            operations.insert(0, Operation(self._geometry, GRID, bias=True))
-        return Pass(self.device.dnn, _known(self.device, operations), self._tunes)
+        """The pass with bias and ReLU by cuDNN, or without and then a kernel."""
+        dnn, operations = self.device.dnn, [Operation(self._geometry, self.result)]
+        # For ReLUs without bias or with a slope cuDNN has only plans that it compiles at run time.
+        if self.result == GRID and self._bias() is not None and not self._slope:
+            fused = Operation(self._geometry, GRID, bias=True, relu=self._slope is not None)
+            operations.insert(0 if dnn.fuses_fast else 1, fused)
+        return Pass(dnn, _known(self.device, operations), self._tunes)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         weights = self._weights()
@@ -115,26 +130,26 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
             self._forward.run(partial(self._compute, arrays))
 
     def _compute(self, arrays: dict[int, Any], graph: Graph) -> None:
-        """Compute a top from its bottom; the bias belongs to it."""
+        """Compute a top from its bottom; bias and ReLU belong to it."""
+        bias = self._bias()
         if graph.operation.bias:
-            graph.run({**arrays, BIAS: self._bias()})
+            form = ChannelsLast(1, 1, bias.size) if self.device.precision.is_half else None
+            graph.run({**arrays, BIAS: self._packed(bias, form)})
             return
         graph.run(arrays)
-        if self.layer.geometry.bias_term:
-            y, bias, form = arrays[self.result], self.layer.blobs[1].data, self._forms[self.result]
-            inner = 1 if form else math.prod(_shapes(self._geometry)[self.result][2:])
-            self.device.run_wide("add_bias_relu", y.size, y, bias, 1.0, bias.size, inner, y.size)
+        if bias is not None:
+            y, shape = arrays[self.result], _shapes(self._geometry)[self.result]
+            inner = 1 if self._forms[self.result] else math.prod(shape[2:])
+            slope = 1.0 if self._slope is None else self._slope
+            self.device.run_wide("add_bias_relu", y.size, y, bias, slope, bias.size, inner, y.size)
 
     def _weights(self) -> Any:
         """The weights as cuDNN wants them."""
         return self._packed(self.layer.blobs[0].data, self._forms[WEIGHTS])
 
     def _bias(self) -> Any:
-        """The bias as cuDNN wants it."""
-        bias = self.layer.blobs[1].data
-        return self._packed(
-            bias, ChannelsLast(1, 1, bias.size) if self.device.precision.is_half else None
-        )
+        """What is added to each channel; None for nothing."""
+        return self.layer.blobs[1].data if self.layer.geometry.bias_term else self._no_bias
 
     def _packed(self, param: Array, form: Form) -> Any:
         if form is None:
@@ -148,8 +163,7 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         weights = self._weights() if any(propagate_down) else None
         for x, y, wanted in zip(bottom, top, propagate_down, strict=True):
-            gradient, form = self.diff(y, self._forms[self.result]), self._forms[self.source]
-            self._add_bias_diff(gradient)
+            gradient, form = self._gradient(y), self._forms[self.source]
             if WEIGHTS in self._backward:
                 self._add_weight_diff({self.source: self.data(x, form), self.result: gradient})
             if wanted:
@@ -176,13 +190,21 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         graph.run({**arrays, WEIGHTS: gradient})
         return gradient
 
-    def _add_bias_diff(self, gradient: Any) -> None:
-        """Add to the bias's diff."""
-        if self.layer.geometry.bias_term and self.layer.param_propagate_down[1]:
-            form, shape = self._forms[self.result], _shapes(self._geometry)[self.result]
-            factor = 1 / self.device.precision.diff_scale if form else 1.0
-            diff = self.layer.blobs[1].diff
-            add_channel_sums(self.device, gradient, shape, form, diff, factor)
+    def _gradient(self, top: Blob) -> Any:
+        """Return dy, behind the ReLU, and add up that of the bias."""
+        device, form, shape = self.device, self._forms[self.result], top.shape
+        dy, has_bias = self.diff(top, form), self.layer.geometry.bias_term
+        factor = 1 / device.precision.diff_scale if form else 1.0
+        if has_bias and self.layer.param_propagate_down[1]:
+            sums = (shape, form, self.layer.blobs[1].diff, factor)
+            if self._slope is None:
+                add_channel_sums(device, dy, *sums)
+            else:
+                rectify_and_add_sums(device, self.data(top, form), dy, self._slope, *sums)
+        elif self._slope is not None:
+            y = self.data(top, form)
+            device.run_wide("relu_backward", y.size, y, dy, dy, self._slope, y.size)
+        return dy
 
 
 def _geometry(node: LayerNode[Any]) -> Geometry:

@@ -78,9 +78,12 @@ class Dnn:
         stream: the address of the stream.
         precision: what to compute with.
         autotune: whether :class:`Pass` finds out by timing which plan is the fastest. The choice,
-            and with it the last bits of results, may then differ from run to run.
+            and with it the last bits of results, may then differ from run to run; without it
+            the heuristic's first plan is taken that adds up in the same order always.
 
     Attributes:
+        fuses_fast: whether plans that also add a bias are as fast as others. Those that do without
+            tensor cores are cuDNN's last resort.
         reasons: why there is no graph for an operation.
     """
 
@@ -97,12 +100,16 @@ class Dnn:
         self.autotune = autotune
         self.handle = cudnn.create_handle()
         cudnn.set_stream(handle=self.handle, stream=stream)
-        note = cudnn.numerical_note
-        exact = precision is FLOAT32
         types = {"fp16": cudnn.data_type.HALF, "bf16": cudnn.data_type.BFLOAT16}
         self.real = types.get(precision.name, cudnn.data_type.FLOAT)
         self.strides = _channels_last_strides if precision.channels_last else _strides
+        exact, note, mode = precision is FLOAT32, cudnn.numerical_note, cudnn.heur_mode
         self.deselected = [note.TENSOR_CORE, note.DOWN_CONVERT_INPUTS] if exact else []
+        if not autotune:
+            self.deselected.append(note.NONDETERMINISTIC)
+        # Nearly all that mode A has to say is about tensor cores; B knows others, too.
+        self.modes = [mode.A, mode.B, mode.FALLBACK] if exact else [mode.A, mode.FALLBACK]
+        self.fuses_fast = not exact
         self.reasons: dict[Operation, str] = {}
         self._graphs: dict[Operation, Graph | None] = {}
         self._fastest: dict[tuple[Operation, ...], Graph] = {}
@@ -217,7 +224,7 @@ class Graph:
         self._add_operations()
         graph.validate()
         graph.build_operation_graph()
-        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.create_execution_plans(dnn.modes)
         if dnn.deselected:
             graph.deselect_numeric_notes(dnn.deselected)
         graph.check_support()

@@ -96,14 +96,47 @@ def add_channel_sums(
         out: what to add to, one float32 for each channel.
         factor: what the sums are multiplied by.
     """
-    slicing = slice_channels(shape, form is not None, array.dtype.itemsize)
+    _add_sums(device, "channel_sums", (array,), shape, form, (out, factor))
+
+
+def rectify_and_add_sums(
+    device: Device,
+    y: Any,
+    dy: Any,
+    slope: float,
+    shape: Sequence[int],
+    form: Form,
+    out: Any,
+    factor: float = 1.0,
+) -> None:
+    """Pass a gradient back through a ReLU, in place, and add the sum of each channel's numbers.
+
+    Args:
+        device: the GPU.
+        y: the ReLU's output, flat, of any type that activations have.
+        dy: the gradient, like it; in the end that of the ReLU's input.
+        slope: the ReLU's for numbers below 0.
+        shape, form, out, factor: see :func:`add_channel_sums`.
+    """
+    _add_sums(device, "rectified_sums", (y, dy, slope), shape, form, (out, factor))
+
+
+def _add_sums(
+    device: Device,
+    kernel: str,
+    arguments: tuple[Any, ...],
+    shape: Sequence[int],
+    form: Form,
+    sums: tuple[Any, float],
+) -> None:
+    """Run a kernel that makes sums of slices, and add those up."""
+    out, factor = sums
+    slicing = slice_channels(shape, form is not None, arguments[0].dtype.itemsize)
     if slicing.slices == 1:
-        device.run_blocks(
-            "channel_sums", slicing.blocks, array, out, factor, True, *slicing.extents
-        )
+        device.run_blocks(kernel, slicing.blocks, *arguments, out, factor, True, *slicing.extents)
         return
     parts = device.xp.empty(slicing.channels * slicing.slices, out.dtype)
-    device.run_blocks("channel_sums", slicing.blocks, array, parts, 1.0, False, *slicing.extents)
+    device.run_blocks(kernel, slicing.blocks, *arguments, parts, 1.0, False, *slicing.extents)
     merged = merge_slices(slicing)
     device.run_blocks("channel_sums", merged.blocks, parts, out, factor, True, *merged.extents)
 

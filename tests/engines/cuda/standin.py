@@ -592,8 +592,10 @@ class Cudnn:
 
     cudnnGraphNotSupportedError = NotSupportedError  # noqa: N815
     data_type = SimpleNamespace(FLOAT="float", HALF="half", BFLOAT16="bfloat16")
-    heur_mode = SimpleNamespace(A="A", FALLBACK="FALLBACK")
-    numerical_note = SimpleNamespace(TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down")
+    heur_mode = SimpleNamespace(A="A", B="B", FALLBACK="FALLBACK")
+    numerical_note = SimpleNamespace(
+        TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down", NONDETERMINISTIC="any order"
+    )
 
     def __init__(self, plans: Sequence[PlanOfCudnn] = PLANS, refused: Sequence[str] = ()) -> None:
         self.plans = plans
@@ -678,7 +680,7 @@ class Pygraph:
 
     def create_execution_plans(self, modes: list[str]) -> None:
         self._advance("create_execution_plans")
-        assert modes == ["A", "FALLBACK"]
+        assert set(modes) <= set(vars(self.cudnn.heur_mode).values())
         if self.features & set(self.cudnn.refused):
             raise NotSupportedError("No valid engine configs")
 

@@ -17,3 +17,46 @@ extern "C" __global__ void add_bias_relu(real* y, const float* bias, float slope
   }
   store(values, y, first, count);
 }
+
+// What Summing does with dy after a ReLU has passed it back; y tells where x was above 0.
+template <int WIDTH, bool LAST>
+struct Rectifying {
+  enum { COUNT = WIDTH };
+  typedef Sum Total;
+  struct Loaded {
+    Numbers<COUNT> y, dy;
+    int at;
+  };
+  const real* y;
+  real* dy;
+  float slope;
+  Summing<WIDTH, LAST> sums;
+
+  __device__ Rectifying(const real* y, real* dy, float slope, float* out, float factor, int adds)
+      : y(y), dy(dy), slope(slope), sums(dy, out, factor, adds) {}
+  __device__ void prepare(int c) {}
+  __device__ void load(int at, Loaded& loaded) {
+    loaded.y = *(const Numbers<COUNT>*)(y + at);
+    loaded.dy = *(const Numbers<COUNT>*)(dy + at);
+    loaded.at = at;
+  }
+  __device__ void take(Loaded& loaded, Sum* totals) {
+    for (int k = 0; k < COUNT; ++k) {
+      float value = loaded.dy.at[k] * (loaded.y.at[k] > 0 ? 1.0f : slope);
+      loaded.dy.at[k] = value;
+      totals[LAST ? k : 0].sum += value;
+    }
+    *(Numbers<COUNT>*)(dy + loaded.at) = loaded.dy;
+  }
+  __device__ void store(Sum total, int c, int slice, Slicing s) {
+    sums.store(total, c, slice, s);
+  }
+};
+
+// dy becomes the gradient of a ReLU's input; out[channel, slice] = factor * its sum, or += it.
+extern "C" __global__ void rectified_sums(const real* y, real* dy, float slope, float* out,
+                                          float factor, int adds, int images, int channels,
+                                          int area, int lanes, int width, int slices, int share) {
+  Slicing slicing = {images, channels, area, lanes, width, slices, share};
+  block_reduce<Rectifying>(slicing, y, dy, slope, out, factor, adds);
+}
