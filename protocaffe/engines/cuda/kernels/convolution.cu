@@ -24,7 +24,7 @@ struct Rectifying {
   enum { COUNT = WIDTH };
   typedef Sum Total;
   struct Loaded {
-    Numbers<COUNT> y, dy;
+    Group<COUNT> y, dy;
     int at;
   };
   const real* y;
@@ -36,17 +36,16 @@ struct Rectifying {
       : y(y), dy(dy), slope(slope), sums(dy, out, factor, adds) {}
   __device__ void prepare(int c) {}
   __device__ void load(int at, Loaded& loaded) {
-    loaded.y = *(const Numbers<COUNT>*)(y + at);
-    loaded.dy = *(const Numbers<COUNT>*)(dy + at);
-    loaded.at = at;
+    loaded = {read<COUNT>(y + at), read<COUNT>(dy + at), at};
   }
-  __device__ void take(Loaded& loaded, Sum* totals) {
+  __device__ void take(const Loaded& loaded, Sum* totals) {
+    Numbers<real, COUNT> passed;
     for (int k = 0; k < COUNT; ++k) {
-      float value = loaded.dy.at[k] * (loaded.y.at[k] > 0 ? 1.0f : slope);
-      loaded.dy.at[k] = value;
+      float value = loaded.dy[k] * (loaded.y[k] > 0 ? 1.0f : slope);
+      passed.at[k] = value;
       totals[LAST ? k : 0].sum += value;
     }
-    *(Numbers<COUNT>*)(dy + loaded.at) = loaded.dy;
+    *(Numbers<real, COUNT>*)(dy + loaded.at) = passed;
   }
   __device__ void store(Sum total, int c, int slice, Slicing s) {
     sums.store(total, c, slice, s);

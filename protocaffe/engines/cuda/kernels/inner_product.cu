@@ -1,7 +1,6 @@
 // -- InnerProduct -------------------------------------------------------------------------------
 
-#define LANES (BLOCK / 32)
-#define AHEAD 4
+#define ROWS (BLOCK / 32)
 
 // What the gradient of an inner product goes through before it is multiplied: where a ReLU has
 // `rectified` y, dy becomes that of its input; `packed` = scale dy, if it `packs`; and all rows are
@@ -18,15 +17,15 @@ extern "C" __global__ void inner_product_gradient(const float* __restrict__ y,
   int column = blockIdx.x % tiles * 32 + threadIdx.x % 32;
   int last = column < columns ? min((part + 1) * span, rows) : 0;
   float sum = 0;
-  for (int row = part * span + threadIdx.x / 32; row < last; row += AHEAD * LANES) {
+  for (int row = part * span + threadIdx.x / 32; row < last; row += AHEAD * ROWS) {
     float values[AHEAD], outputs[AHEAD];
     for (int k = 0; k < AHEAD; ++k) {
-      long long i = (long long)min(row + k * LANES, last - 1) * columns + column;
+      long long i = (long long)min(row + k * ROWS, last - 1) * columns + column;
       values[k] = dy[i];
       outputs[k] = rectified ? y[i] : 1.0f;
     }
-    for (int k = 0; k < AHEAD && row + k * LANES < last; ++k) {
-      long long i = (long long)(row + k * LANES) * columns + column;
+    for (int k = 0; k < AHEAD && row + k * ROWS < last; ++k) {
+      long long i = (long long)(row + k * ROWS) * columns + column;
       float value = outputs[k] > 0 ? values[k] : slope * values[k];
       if (rectified) dy[i] = value;
       if (packs) packed[i] = scale * value;

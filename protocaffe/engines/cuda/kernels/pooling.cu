@@ -67,15 +67,15 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
     found.at[k] = -1;
   }
   // Several loads at once, so that none waits for another.
-  const int AHEAD = 3;
+  const int AT_ONCE = 3;
   for (int h = rows.begin; h < rows.end; ++h) {
     const real* line = x + offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
-    for (int next = columns.begin; next < columns.end; next += AHEAD) {
-      Reals values[AHEAD];
-      for (int j = 0; j < AHEAD; ++j)
+    for (int next = columns.begin; next < columns.end; next += AT_ONCE) {
+      Reals values[AT_ONCE];
+      for (int j = 0; j < AT_ONCE; ++j)
         if (next + j < columns.end)
           values[j] = *(const Reals*)(line + (long long)(next + j) * w.channels);
-      for (int j = 0; j < AHEAD; ++j)
+      for (int j = 0; j < AT_ONCE; ++j)
         for (int k = 0; k < COUNT; ++k)
           if (next + j < columns.end && values[j].at[k] > best[k]) {
             best[k] = values[j].at[k];
