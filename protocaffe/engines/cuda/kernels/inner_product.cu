@@ -1,6 +1,7 @@
 // -- InnerProduct -------------------------------------------------------------------------------
 
 #define ROWS (BLOCK / 32)
+#define AHEAD 4
 
 // What the gradient of an inner product goes through before it is multiplied: where a ReLU has
 // `rectified` y, dy becomes that of its input; `packed` = scale dy, if it `packs`; and all rows are
@@ -44,5 +45,5 @@ extern "C" __global__ void inner_product_gradient(const float* __restrict__ y,
   }
 }
 
-#undef LANES
+#undef ROWS
 #undef AHEAD
