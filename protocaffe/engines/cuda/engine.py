@@ -13,6 +13,7 @@ from protocaffe.blob import Blob, Storage
 from protocaffe.engines.base import Engine, LayerNode, Plan, WholeUpdate
 from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the overrides)
     arrays,
+    batch_norm,
     convolution,
     data,
     inner_product,
@@ -21,6 +22,7 @@ from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the ov
     neurons,
     normalization,
     pooling,
+    scale,
 )
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.dnn import Dnn

@@ -53,6 +53,9 @@ class Override(Generic[AnyLayer]):
         """How each top is to lie, where they differ."""
         return [cls.top_form(device, node)] * len(node.tops)
 
+    def look_ahead(self, later: Sequence[LayerNode[Layer]]) -> None:
+        """Note what the layers behind do to the bottoms; called once, before all else."""
+
     def absorb(self, node: LayerNode[Any]) -> bool:
         """Do the work of the layer behind as well, from now on; False if that cannot be.
 

@@ -224,6 +224,8 @@ class CudaPlan(Plan):
         runner: Layer | Override[Any] = layer
         if not forced_own_code(layer):
             runner = find_override(self.device, node) or layer
+        if isinstance(runner, Override):
+            runner.look_ahead(self.nodes[node.index + 1 :])
         self._runners[node.index] = runner
         self.forward[node.index].append(self._forward_step(node, runner))
         if node.needs_backward:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from protocaffe.engines.cuda.engine import CudaEngine
 from protocaffe.engines.cuda.forms import PRECISIONS, ChannelsLast, Form
 from protocaffe.engines.cuda.sums import BLOCKS, add_channel_sums, slice_channels
+from protocaffe.net import Net
+from protocaffe.proto import caffe_pb2
 from tests.engines.cuda.standin import Array, from_bits, standin_engine, to_bits
 
-KINDS = {"float32": "float", "fp16": "half", "bf16": "bfloat16"}
+KINDS = {"float32": "float", "tf32": "float", "fp16": "half", "bf16": "bfloat16"}
 """What the stand-in calls the type that a precision has."""
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
@@ -24,7 +26,12 @@ shapes = st.tuples(
 )
 
 
-@pytest.fixture(scope="module", params=KINDS)
+BITS = {"float32": 24, "tf32": 24, "fp16": 11, "bf16": 8}
+
+small = st.tuples(st.integers(1, 9), st.sampled_from([1, 3, 8, 20]), st.sampled_from([1, 4, 7, 9]))
+
+
+@pytest.fixture(scope="module", params=["float32", "fp16", "bf16"])
 def engine(request: pytest.FixtureRequest) -> CudaEngine:
     return standin_engine(precision=PRECISIONS[request.param])
 
@@ -75,3 +82,150 @@ def test_the_work_of_a_sum_is_divided_completely(shape: tuple[int, ...], last: b
     assert slicing.blocks >= slicing.slices
     if per_channel * shape[1] > 1 << 23:
         assert BLOCKS / 2 <= slicing.blocks <= 2 * BLOCKS
+
+
+def layer(kind: str, bottom: str, top: str, settings: str = "") -> str:
+    name = kind.lower()
+    return f'''layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}"
+        {settings} }}'''
+
+
+def build(text: str, shape: tuple[int, ...], engine: Any, phase: int, backward: bool = True) -> Net:
+    """Return a net over a convolution that only copies, whose top lies as the precision has it."""
+    dims = " ".join(f"dim: {extent}" for extent in shape)
+    begin = f"""force_backward: {str(backward).lower()}
+        layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }}"""
+    copies = f"""param {{ lr_mult: 0 }} convolution_param {{ bias_term: false kernel_size: 1
+        num_output: {shape[1]} }}"""
+    net = Net(begin + layer("Convolution", "x", "c", copies) + text, phase, engine=engine, seed=1)
+    net.params["convolution"][0].data[...] = np.eye(shape[1])[..., None, None]
+    rng = np.random.default_rng(3)
+    for kind, blobs in net.params.items():
+        for blob in blobs if kind in ("scale", "bias", "prelu") else ():
+            blob.data[...] = rng.standard_normal(blob.shape) + 0.5
+    if "batchnorm" in net.params:
+        for blob, low in zip(net.params["batchnorm"], (-2, 1, 2), strict=True):
+            blob.data[...] = low + 2 * rng.random(blob.shape)
+    return net
+
+
+def agree(
+    text: str,
+    precision: str,
+    shape: tuple[int, ...] = (6, 8, 5, 4),
+    phase: int = caffe_pb2.TRAIN,
+    backward: bool = True,
+    fuses: bool = True,
+) -> None:
+    """Run the stand-in and the numpy engine on numbers that the precision has; compare all."""
+    engine = standin_engine(precision=PRECISIONS[precision])
+    nets = [build(text, shape, each, phase, backward) for each in (engine, "numpy")]
+    if not fuses:
+        nets[0].run_one_by_one()
+    output = nets[0].outputs[0]
+    for seed in range(3):  # as it is, captured, launched
+        x, dy = draw(shape, seed), draw(shape, seed + 10)
+        for net in nets:
+            net.blobs["x"].data[...] = rounded(x, precision)
+            net.run_forward()
+            net.blobs[output].diff[...] = rounded(dy, precision)
+            if seed != 1:  # gradients of parameters add up
+                net.clear_param_diffs()
+            if backward:
+                net.run_backward()
+    tolerance = 5 * 2.0 ** -BITS[precision] + 2e-5
+    for name, blob in nets[1].blobs.items():
+        close(nets[0].blobs[name].data, blob.data, tolerance)
+        close(nets[0].blobs[name].diff, blob.diff, tolerance)
+    for name, blobs in nets[1].params.items():
+        for got, blob in zip(nets[0].params[name], blobs, strict=True):
+            close(got.data, blob.data, 1e-5)
+            if name != "convolution":
+                close(got.diff, blob.diff, 1e-4)
+
+
+def rounded(values: np.ndarray, precision: str) -> np.ndarray:
+    kind = KINDS[precision]
+    return from_bits(to_bits(np.asarray(values, np.float32), kind), kind)
+
+
+def chain(top: str, scale: str, relu: str, stats: str = "") -> str:
+    text = layer("BatchNorm", "c", top, f"batch_norm_param {{ {stats} }}")
+    if scale:
+        text += layer("Scale", top, top, scale)
+    return text + (layer("ReLU", top, top, relu) if relu else "")
+
+
+BIASED = "scale_param { bias_term: true }"
+SCALES = ["", "scale_param { bias_term: false }", BIASED, f"param {{ lr_mult: 0 }} {BIASED}"]
+RELUS = ["", "relu_param { negative_slope: 0 }", "relu_param { negative_slope: 0.25 }"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("relu", RELUS)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("top", ["c", "y"])
+@pytest.mark.parametrize("stats", ["use_global_stats: true", "moving_average_fraction: 0.9"])
+def test_batch_norm_as_one_with_scale_and_relu(
+    precision: str, relu: str, scale: str, top: str, stats: str
+) -> None:
+    agree(chain(top, scale, relu, stats), precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("top", ["c", "y"])
+def test_batch_norm_scale_and_relu_one_by_one(precision: str, top: str) -> None:
+    agree(chain(top, BIASED, RELUS[1]), precision, fuses=False)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scale", SCALES[:3])
+def test_batch_norm_by_running_statistics(precision: str, scale: str) -> None:
+    agree(chain("c", scale, RELUS[1]), precision, phase=caffe_pb2.TEST, backward=False)
+
+
+@few
+@given(small, st.sampled_from(sorted(PRECISIONS)), st.sampled_from(["c", "y"]))
+def test_batch_norm_of_any_shape(shape: tuple[int, int, int], precision: str, top: str) -> None:
+    if shape[0] * shape[2] < 4:
+        shape = (4, *shape[1:])  # a variance of one or two numbers amplifies rounding
+    agree(chain(top, BIASED, RELUS[1]), precision, (*shape, 1))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_where_the_mean_is_far_greater_than_the_deviation(last: bool) -> None:
+    shape = (40, 8, 40, 10)
+    values = (1000 + draw(shape)).astype(np.float32)
+    values[0, :, 0, 0] = -3000
+    engine = standin_engine(precision=PRECISIONS["tf32" if last else "float32"])
+    net = build(chain("y", "", ""), shape, engine, caffe_pb2.TRAIN)
+    for blob in net.params["batchnorm"]:
+        blob.data[...] = 0
+    net.blobs["x"].data[...] = values
+    net.run_forward()
+    exact = values.astype(np.float64)
+    mean, variance = (f(exact, axis=(0, 2, 3)) for f in (np.mean, np.var))
+    numbers = values.size // shape[1]
+    means, variances, _ = (blob.data for blob in net.params["batchnorm"])
+    np.testing.assert_allclose(means, mean, rtol=1e-7)
+    np.testing.assert_allclose(variances, variance * numbers / (numbers - 1), rtol=1e-6)
+    deviation = np.sqrt(variance + 1e-5)[:, None, None]
+    close(net.blobs["y"].data, (exact - mean[:, None, None]) / deviation, 1e-5)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("relu", RELUS)
+@pytest.mark.parametrize("top", ["c", "y"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *(("Scale", scale) for scale in SCALES[1:]),
+        ("Scale", f"param {{ lr_mult: 1 }} param {{ lr_mult: 0 }} {BIASED}"),
+        ("Bias", ""),
+    ],
+)
+def test_scale_and_bias_as_one_with_relu(
+    precision: str, relu: str, top: str, kind: str, settings: str
+) -> None:
+    text = layer(kind, "c", top, settings) + (layer("ReLU", top, top, relu) if relu else "")
+    agree(text, precision)

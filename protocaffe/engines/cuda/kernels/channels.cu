@@ -45,7 +45,7 @@ struct Slicing {
   int images, channels, area, lanes, width, slices, share;
 };
 
-#define AHEAD 4
+constexpr int AHEAD = 4;
 
 // Every row of `lanes` threads holds totals for the same channels, COUNT per thread: bring all
 // together in the first row.
@@ -65,9 +65,9 @@ __device__ inline void block_merge(Total* totals, Total* shared, int lanes) {
   for (int k = 0; k < COUNT; ++k) totals[k] = shared[k * BLOCK + threadIdx.x];
 }
 
-// A Job<COUNT, LAST> is what to do with the numbers: `prepare` for the channels from c on,
-// `load` the group at a place, `take` it into totals (one, or with LAST one for each number),
-// `store` a channel's total of a slice.
+// A Job<COUNT, LAST> is what to do with the numbers: `prepare` for the channels from c on, `load`
+// the group at a place, `take` it into totals (one, or with LAST one for each number), `close` the
+// totals when all is taken, `store` a channel's total of a slice.
 template <class Job>
 __device__ inline void block_planes(Job job, Slicing s) {
   __shared__ typename Job::Total shared[BLOCK];
@@ -96,6 +96,7 @@ __device__ inline void block_planes(Job job, Slicing s) {
       if (at + k * BLOCK < end) job.take(groups[k], &total);
     at += AHEAD * BLOCK;
   }
+  job.close(&total);
   block_merge<1>(&total, shared, 1);
   if (threadIdx.x == 0) job.store(total, c, slice, s);
 }
@@ -121,6 +122,7 @@ __device__ inline void block_pixels(Job job, Slicing s) {
       if (at + k * rows < end) job.take(groups[k], totals);
     at += AHEAD * rows;
   }
+  job.close(totals);
   block_merge<Job::COUNT>(totals, shared, s.lanes);
   if (row == 0 && lane < across)
     for (int k = 0; k < Job::COUNT; ++k) job.store(totals[k], c + k, slice, s);
@@ -153,11 +155,12 @@ struct Summing {
 
   __device__ Summing(const real* x, float* out, float factor, int adds)
       : x(x), out(out), factor(factor), adds(adds) {}
-  __device__ void prepare(int c) {}
+  __device__ void prepare(int) {}
   __device__ void load(int at, Loaded& numbers) { numbers = read<COUNT>(x + at); }
   __device__ void take(const Loaded& numbers, Sum* sums) {
     for (int k = 0; k < COUNT; ++k) sums[LAST ? k : 0].sum += numbers[k];
   }
+  __device__ void close(Sum*) {}
   __device__ void store(Sum total, int c, int slice, Slicing s) {
     float* place = out + c * s.slices + slice;
     *place = adds ? *place + factor * total.sum : factor * total.sum;
@@ -172,4 +175,32 @@ extern "C" __global__ void channel_sums(const real* x, float* out, float factor,
   block_reduce<Summing>(slicing, x, out, factor, adds);
 }
 
-#undef AHEAD
+// -- A number per channel -----------------------------------------------------------------------
+
+// The channels of the WIDE numbers from `first` on. `inner` is how far the numbers of neighbouring
+// channels lie apart.
+struct Channels {
+  int c[WIDE];
+  bool along;  // they are neighbours, and begin at a multiple of WIDE
+
+  __device__ Channels(int first, int channels, int inner) {
+    along = inner == 1 && channels % WIDE == 0;
+    c[0] = first / inner % channels;
+    int place = first % inner;
+    for (int k = 1; k < WIDE; ++k) {
+      bool next = ++place == inner;
+      place = next ? 0 : place;
+      c[k] = c[k - 1] + next == channels ? 0 : c[k - 1] + next;
+    }
+  }
+
+  // What each of the numbers has of a per-channel array.
+  __device__ void read(const float* values, float* to) const {
+    if (along) {
+      Group<WIDE, float> group = ::read<WIDE>(values + c[0]);
+      for (int k = 0; k < WIDE; ++k) to[k] = group[k];
+    } else {
+      for (int k = 0; k < WIDE; ++k) to[k] = values[c[k]];
+    }
+  }
+};
