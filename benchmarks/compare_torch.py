@@ -19,28 +19,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.nets import NETS
+from benchmarks.nets import GPU_BATCHES, NETS
 from benchmarks.worker import PARTS
+from protocaffe.engines import PRECISIONS
 from protocaffe.errors import did_you_mean
 
 LAYOUTS = ("contiguous", "channels_last")
 """PyTorch's memory formats, all of which are tried."""
 
-LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 0.03}
 """How far, relatively, the two first losses may lie apart."""
 
+GRADIENT_TOLERANCE = {"float32": 0.005, "tf32": 0.03, "fp16": 0.03, "bf16": 0.1}
+"""The same for the lengths of their gradients."""
+
 CHANGE_TOLERANCE = 0.02
-"""The same for how much one update changes the loss: roughly the length of the gradient."""
+"""The same for how much one update changes the loss, in float32; elsewhere that is too little."""
 
 ROUNDING = 1e-5
 """What a loss may lose to rounding, relatively; a smaller change cannot be compared."""
 
 TURN_MS = 1000.0
-MOST_ITERATIONS = 100
+MOST_ITERATIONS = {"cpu": 100, "cuda": 1000}
 FEWEST_ITERATIONS = 3
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,22 +127,25 @@ class Result:
 
     Attributes:
         net: what was asked for.
+        precision: what both sides compute with.
         batch: images per iteration.
         parameters: how many numbers are learned.
         threads: threads on either side.
         iterations: iterations per turn, of the parts and again of the whole step.
-        loss: per side, the loss before and after one update, dropout off.
-        protocaffe: one ``Times`` per round.
+        first: per side, the first loss, its gradient's length and the loss after one update,
+            dropout off.
+        protocaffe: one ``Times`` per round; on a GPU, of those beside the best variant.
         torch: the same for every variant of PyTorch.
         about: facts about each variant.
     """
 
     net: str
+    precision: str
     batch: int
     parameters: int
     threads: int
     iterations: int
-    loss: dict[str, list[float]]
+    first: dict[str, dict[str, float]]
     protocaffe: list[Times]
     torch: dict[str, list[Times]]
     about: dict[str, dict[str, str]]
@@ -145,7 +153,12 @@ class Result:
     @property
     def best(self) -> str:
         """The variant of PyTorch with the fastest step."""
-        return min(self.torch, key=lambda variant: middle(self.torch[variant], "step"))
+        return fastest(self.torch)
+
+
+def fastest(variants: Mapping[str, Sequence[Times]]) -> str:
+    """Return the variant with the fastest step."""
+    return min(variants, key=lambda variant: middle(variants[variant], "step"))
 
 
 def middle(rounds: Sequence[Times], part: str) -> float:
@@ -169,13 +182,13 @@ def paired_ratio(numerator: Sequence[Times], denominator: Sequence[Times], part:
     )
 
 
-def compare(net: str, options: argparse.Namespace) -> Result:
+def compare(net: str, precision: str, options: argparse.Namespace) -> Result:
     """Check that both sides compute the same, then time them in turns.
 
     Raises:
-        BenchmarkError: the losses differ, or one side cannot run the net.
+        BenchmarkError: the results differ, or one side cannot run the net.
     """
-    threads = options.threads
+    threads, on_gpu = options.threads, options.device == "cuda"
     if net not in NETS and not Path(net).is_file():
         guess = did_you_mean(net, NETS)
         raise BenchmarkError(f"neither a file nor one of {', '.join(NETS)}{guess}")
@@ -183,35 +196,84 @@ def compare(net: str, options: argparse.Namespace) -> Result:
         tempfile.TemporaryDirectory(prefix="compare_torch") as folder,
         started("benchmarks.protocaffe_worker", [folder], threads) as protocaffe,
         started(
-            "benchmarks.torch_worker", [folder, str(threads), options.device], threads
+            "benchmarks.torch_worker", [folder, str(threads), options.device, precision], threads
         ) as torch,
     ):
+        engine = "cuda" if on_gpu else options.engine
+        protocaffe.ask("use", engine=engine, precision=precision)
         facts = protocaffe.ask(
             "prepare",
             net=net if net in NETS else str(Path(net).resolve()),
-            batch=options.batch,
+            batch=batch_size(net, options),
             image=options.input_shape,
-            engine="cuda" if options.device == "cuda" else options.engine,
         )
-        loss = first_losses(protocaffe, torch)
-        check_losses(loss)
-        variants = [*LAYOUTS, *(f"{each} compiled" for each in LAYOUTS if options.compile)]
-        warm = [protocaffe.ask("time", iterations=1)]
-        warm += [torch.ask("time", variant=each, iterations=1) for each in variants]
-        iterations = options.iterations or fitting_iterations(warm)
-        ours, theirs = take_turns(protocaffe, torch, variants, options.rounds, iterations)
-        about = {variant: torch.ask("about", variant=variant) for variant in variants}
+        first = first_results(protocaffe, torch)
+        check_results(first, precision)
+        measure = time_one_by_one if on_gpu else time_together
+        iterations, ours, theirs, about = measure(protocaffe, torch, options)
         return Result(
-            net, facts["batch"], facts["parameters"], threads, iterations, loss, ours, theirs, about
+            *(net, precision, facts["batch"], facts["parameters"], threads, iterations),
+            *(first, ours, theirs, about),
         )
 
 
-def first_losses(protocaffe: Worker, torch: Worker) -> dict[str, list[float]]:
-    """Return every side's losses before and after one update."""
-    loss = {"protocaffe": protocaffe.ask("check")}
+def first_results(protocaffe: Worker, torch: Worker) -> dict[str, dict[str, float]]:
+    """Return what every side computes in the first iteration."""
+    first = {"protocaffe": protocaffe.ask("check")}
     for layout in LAYOUTS:
-        loss[f"torch {layout}"] = torch.ask("check", layout=layout)
-    return loss
+        first[f"torch {layout}"] = torch.ask("check", layout=layout)
+    return first
+
+
+Measured = tuple[int, list[Times], dict[str, list[Times]], dict[str, dict[str, str]]]
+"""Iterations per turn, protocaffe's times, and for every variant of PyTorch times and facts."""
+
+
+def time_together(protocaffe: Worker, torch: Worker, options: argparse.Namespace) -> Measured:
+    """Time every variant of PyTorch in each round."""
+    variants = [*LAYOUTS, *(f"{each} compiled" for each in LAYOUTS if options.compile)]
+    warm = [protocaffe.ask("time", iterations=1)]
+    warm += [torch.ask("time", variant=each, iterations=1) for each in variants]
+    iterations = options.iterations or fitting_iterations(warm)
+    ours, theirs = take_turns(protocaffe, torch, variants, options.rounds, iterations)
+    about = {variant: torch.ask("about", variant=variant) for variant in variants}
+    return iterations, ours, theirs, about
+
+
+def time_one_by_one(protocaffe: Worker, torch: Worker, options: argparse.Namespace) -> Measured:
+    """Time all rounds of one variant of PyTorch after the other: a GPU does not hold them all.
+
+    A variant that cannot run is reported and left out.
+
+    Raises:
+        BenchmarkError: none can run.
+    """
+    iterations: int | None = options.iterations
+    ours: dict[str, list[Times]] = {}
+    theirs: dict[str, list[Times]] = {}
+    about = {}
+    for variant in gpu_variants(theirs, options.compile):
+        try:
+            warm = [protocaffe.ask("time", iterations=1)]
+            warm.append(torch.ask("time", variant=variant, iterations=1))
+            iterations = iterations or fitting_iterations(warm, MOST_ITERATIONS["cuda"])
+            turns = take_turns(protocaffe, torch, [variant], options.rounds, iterations)
+            about[variant] = torch.ask("about", variant=variant)
+            ours[variant], theirs[variant] = turns[0], turns[1][variant]
+        except BenchmarkError as error:
+            print(f"  PyTorch's {variant} is left out: {error}", file=sys.stderr)
+        torch.ask("drop", variant=variant)
+    if not theirs or iterations is None:
+        raise BenchmarkError("PyTorch ran in none of its variants")
+    return iterations, ours[fastest(theirs)], theirs, about
+
+
+def gpu_variants(done: Mapping[str, Sequence[Times]], compiles: bool) -> Iterator[str]:
+    """Yield the variants to try; the last, which takes minutes to compile, in the best layout."""
+    yield from LAYOUTS
+    yield from (f"{layout} graph" for layout in LAYOUTS)
+    if compiles and done:
+        yield f"{fastest(done).split()[0]} compiled"
 
 
 def take_turns(
@@ -227,35 +289,44 @@ def take_turns(
     return ours, theirs
 
 
-def fitting_iterations(warm: Sequence[Times], part: str = "step") -> int:
+def fitting_iterations(
+    warm: Sequence[Times], most: int = MOST_ITERATIONS["cpu"], part: str = "step"
+) -> int:
     """Return how many steps of the fastest side make a turn of about ``TURN_MS``."""
     step = min(least([times], part) for times in warm)
-    return max(FEWEST_ITERATIONS, min(MOST_ITERATIONS, round(TURN_MS / step)))
+    return max(FEWEST_ITERATIONS, min(most, round(TURN_MS / step)))
 
 
-def check_losses(loss: Mapping[str, Sequence[float]]) -> None:
-    """Print the losses of both sides and refuse to go on if they differ.
+def check_results(first: Mapping[str, Mapping[str, float]], precision: str = "float32") -> None:
+    """Print what all sides computed and refuse to go on if it differs.
 
     Raises:
-        BenchmarkError: they differ, so the two sides do not compute the same.
+        BenchmarkError: it does, so the two sides do not compute the same.
     """
-    for side, (before, after) in loss.items():
-        print(f"  loss {before:.6f}, after one update {after:.6f}: {side}")
-    first, updated = loss["protocaffe"]
-    for side, (before, after) in loss.items():
-        if not math.isclose(before, first, rel_tol=LOSS_TOLERANCE):
-            raise BenchmarkError(
-                f"nothing was timed: the loss of {side} is {before:.6f}, that of protocaffe "
-                f"{first:.6f}; they may differ by {LOSS_TOLERANCE:g} of that"
-            )
-        change, expected = after - before, updated - first
-        if not math.isclose(
-            change, expected, rel_tol=CHANGE_TOLERANCE, abs_tol=ROUNDING * abs(first)
-        ):
-            raise BenchmarkError(
-                f"nothing was timed: one update changes the loss of {side} by {change:.6f}, that "
-                f"of protocaffe by {expected:.6f}; they may differ by {CHANGE_TOLERANCE:g} of that"
-            )
+    for side, found in first.items():
+        print(
+            f"  loss {found['loss']:.6f}, its gradient's length {found['gradient']:.6g}, "
+            f"loss after one update {found['updated']:.6f}: {side}"
+        )
+    ours = first["protocaffe"]
+    for side, theirs in first.items():
+        _check_close(f"the loss of {side}", theirs["loss"], ours["loss"], LOSS_TOLERANCE[precision])
+        lengths = theirs["gradient"], ours["gradient"]
+        _check_close(f"the gradient's length of {side}", *lengths, GRADIENT_TOLERANCE[precision])
+        if precision == "float32":
+            what = f"what one update changes the loss of {side} by"
+            changes = [each["updated"] - each["loss"] for each in (theirs, ours)]
+            _check_close(what, *changes, CHANGE_TOLERANCE, ROUNDING * abs(ours["loss"]))
+
+
+def _check_close(
+    what: str, theirs: float, ours: float, tolerance: float, rounding: float = 0.0
+) -> None:
+    if not math.isclose(theirs, ours, rel_tol=tolerance, abs_tol=rounding):
+        raise BenchmarkError(
+            f"nothing was timed: {what} is {theirs:.6g}, with protocaffe {ours:.6g}; they may "
+            f"differ by {tolerance:g} of that"
+        )
 
 
 def table(result: Result) -> str:
@@ -326,6 +397,16 @@ def image_shape(text: str) -> list[int]:
     return shape
 
 
+def precisions(text: str) -> tuple[str, ...]:
+    """Read ``fp16,bf16``."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in PRECISIONS:
+            guess = did_you_mean(name, PRECISIONS)
+            raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(PRECISIONS)}{guess}")
+    return names
+
+
 def positive(text: str) -> int:
     """Read a whole number above 0."""
     value = int(text)
@@ -352,6 +433,39 @@ def add_turn_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to a file")
 
 
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what both sides compute on; see :func:`fill_in_defaults`."""
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="the CPU (the default), or an NVIDIA GPU",
+    )
+    parser.add_argument("--batch", type=positive, help="batch size (default: the net's)")
+    parser.add_argument(
+        "--precision",
+        type=precisions,
+        metavar="P,P",
+        help=f"what to compute with, {', '.join(PRECISIONS)} (default: float32; on a GPU all, one "
+        f"after the other)",
+    )
+
+
+def fill_in_defaults(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Choose nets and precisions for the device where none were given."""
+    on_gpu = options.device == "cuda"
+    options.nets = options.nets or [*(GPU_BATCHES if on_gpu else NETS)]
+    options.precision = options.precision or (PRECISIONS if on_gpu else ("float32",))
+    if not on_gpu and {"tf32", "fp16"} & {*options.precision}:
+        parser.error("--precision tf32 and fp16 are a GPU's; they take --device cuda")
+
+
+def batch_size(net: str, options: argparse.Namespace) -> int | None:
+    """Return the batch size that was given, else a GPU's, else None for the net's own."""
+    given: int | None = options.batch
+    return given or (GPU_BATCHES.get(net) if options.device == "cuda" else None)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -359,9 +473,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Time training in protocaffe and in PyTorch.",
     )
     parser.add_argument(
-        "nets", nargs="+", metavar="NET", help=f"{', '.join(NETS)}, or a training prototxt"
+        "nets",
+        nargs="*",
+        metavar="NET",
+        help=f"{', '.join(NETS)}, or a training prototxt (default: all of these; on a GPU "
+        f"{', '.join(GPU_BATCHES)})",
     )
-    parser.add_argument("--batch", type=positive, help="batch size (default: the net's)")
+    add_device_flags(parser)
     parser.add_argument(
         "--input-shape",
         type=image_shape,
@@ -370,15 +488,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_turn_flags(parser)
     parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="what both sides compute on: the CPU, or an NVIDIA GPU in true float32",
-    )
-    parser.add_argument(
         "--compile", action="store_true", help="try torch.compile as well (compiling takes minutes)"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    fill_in_defaults(options, parser)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -387,19 +501,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_spec("torch") is None:
         print("PyTorch is not installed; get it with: pip install -e '.[bench]'", file=sys.stderr)
         return 1
-    results = []
-    for net in options.nets:
-        print(net, flush=True)
+    results: list[Result] = []
+    failed = False
+    for net, precision in product(options.nets, options.precision):
+        print(f"{net}, {precision}", flush=True)
         try:
-            results.append(compare(net, options))
+            results.append(compare(net, precision, options))
         except BenchmarkError as error:
-            print(f"{net}: {error}", file=sys.stderr)
+            print(f"{net}, {precision}: {error}", file=sys.stderr)
+            failed = True
             continue
         print(table(results[-1]), end="\n\n", flush=True)
-    if options.json:
-        content = {"machine": machine(), "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if len(results) == len(options.nets) else 1
+        if options.json:
+            content = {"machine": machine(), "results": [asdict(result) for result in results]}
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -63,6 +63,16 @@ NETS: dict[str, Callable[..., caffe_pb2.NetParameter]] = {
 }
 """The nets by the name that the command line knows them by; each takes ``batch``."""
 
+GPU_BATCHES = {
+    "lenet": 64,
+    "cifar10_quick": 100,
+    "caffenet": 256,
+    "googlenet": 128,
+    "vgg16": 64,
+    "resnet50": 128,
+}
+"""The nets that are compared on a GPU unless others are named, with their batch sizes there."""
+
 
 def main() -> None:
     """Print the named net as prototxt."""

@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.precision caffenet`` prints a row per net. Both solvers are in one process,
 start from the same weights and take turns. Without names all nets are compared.
+
+``--device cuda`` times all precisions of an NVIDIA GPU, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.compare_torch import positive
-from benchmarks.nets import NETS
+from benchmarks.compare_torch import (
+    BenchmarkError,
+    available_cores,
+    batch_size,
+    middle,
+    positive,
+    started,
+)
+from benchmarks.nets import GPU_BATCHES, NETS
 from benchmarks.problem import Problem
 from benchmarks.protocaffe_worker import ProtocaffeTrainer, ProtocaffeWorker
 from benchmarks.worker import milliseconds
-from protocaffe.engines import get_engine
+from protocaffe.engines import PRECISIONS, get_engine
 
 TOLERANCE = 0.02
 """How far the first losses may lie apart, relative to float32's: bfloat16 has 8 bits."""
+
+GPU_ITERATIONS = 200
 
 STEPS = 3
 """Steps per turn, after one that counts for nothing."""
@@ -44,11 +55,30 @@ def compare(net: str, rounds: int) -> str:
     return f"{net:15}" + "".join(columns) + f"{best[0] / best[1]:9.2f}x{ratio:9.2f}x"
 
 
+def compare_on_gpu(net: str, options: argparse.Namespace) -> str:
+    """Return a row of milliseconds per step, and how many times as fast as float32 they are."""
+    times, losses = [], []
+    with tempfile.TemporaryDirectory(prefix="precision") as folder:
+        for precision in PRECISIONS:
+            with started("benchmarks.protocaffe_worker", [folder], available_cores()) as worker:
+                worker.ask("use", engine="cuda", precision=precision)
+                worker.ask("prepare", net=net, batch=batch_size(net, options), image=None)
+                losses.append(worker.ask("check")["loss"])
+                rounds = [
+                    worker.ask("time", iterations=GPU_ITERATIONS) for _ in range(options.rounds)
+                ]
+                times.append(middle(rounds, "step"))
+    if any(abs(loss - losses[0]) > TOLERANCE * abs(losses[0]) for loss in losses):
+        return f"{net}: not compared, for the losses differ: {losses}"
+    columns = [f"{time:9.2f}{times[0] / time:7.2f}x" for time in times]
+    return f"{net:15}{''.join(columns)}"
+
+
 def prepared(net: str) -> Problem:
     """Return the net with weights and random data."""
     with tempfile.TemporaryDirectory(prefix="precision") as folder:
         worker = ProtocaffeWorker(Path(folder))
-        worker.prepare(net, batch=None, image=None, engine=None)
+        worker.prepare(net, batch=None, image=None)
         return worker.problem
 
 
@@ -62,11 +92,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("nets", nargs="*", choices=[[], *NETS], metavar="NET")
     parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=positive, help="on a GPU; default: the net's there")
     options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        return _print_gpu_rows(options)
     print(f"{'ms per step':15}{'float32':>20}{'bf16':>20}{'float32 / bf16':>20}")
     print(" " * 15 + f"{'min':>10}{'median':>10}" * 3)
     for net in options.nets or NETS:
         print(compare(net, options.rounds), flush=True)
+    return 0
+
+
+def _print_gpu_rows(options: argparse.Namespace) -> int:
+    print(f"{'ms per step':15}" + "".join(f"{precision:>17}" for precision in PRECISIONS))
+    for net in options.nets or GPU_BATCHES:
+        try:
+            print(compare_on_gpu(net, options), flush=True)
+        except BenchmarkError as error:
+            print(f"{net}: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from benchmarks.problem import (
     with_inputs,
     without_dropout,
 )
-from benchmarks.worker import first_losses, peak_memory, serve, time_trainer
-from protocaffe.engines import Engine
+from benchmarks.worker import first_results, peak_memory, serve, time_trainer
+from protocaffe.engines import Engine, get_engine
 from protocaffe.errors import ProtocaffeError
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
@@ -60,6 +62,11 @@ class ProtocaffeTrainer:
         self.net.clear_param_diffs()
         self.net.run_backward()
 
+    def gradient_length(self) -> float:
+        """Return the Euclidean norm of the gradients of what is learned."""
+        diffs = [each.blob.diff_storage for each in self.net.learnable if each.lr_mult]
+        return math.sqrt(self.net.engine.sum_of_squares(diffs))
+
     def update(self) -> None:
         """Run the solver's update rule."""
         self.solver.apply_update()
@@ -71,6 +78,11 @@ class ProtocaffeTrainer:
     def synchronize(self) -> None:
         """Wait for the engine."""
         self.net.engine.synchronize()
+
+    def device_memory(self) -> tuple[int, int]:
+        """Ask CUDA for free and total bytes."""
+        free, total = self.net.engine.xp.cuda.runtime.memGetInfo()
+        return free, total
 
 
 def solver_param(net: caffe_pb2.NetParameter) -> caffe_pb2.SolverParameter:
@@ -91,15 +103,16 @@ class ProtocaffeWorker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.engine: str | None = None
+        self.engine: Engine
         self.problem: Problem
         self.trainer: ProtocaffeTrainer
 
-    def prepare(
-        self, net: str, batch: int | None, image: list[int] | None, engine: str | None
-    ) -> dict[str, Any]:
+    def use(self, engine: str | None, precision: str = "float32") -> None:
+        """Train with that engine."""
+        self.engine = get_engine(engine, precision)
+
+    def prepare(self, net: str, batch: int | None, image: list[int] | None) -> dict[str, Any]:
         """Fill weights and data, leave them in the folder, and say what will be trained."""
-        self.engine = engine
         parameters = NETS[net]() if net in NETS else read_net(net)[0]
         parameters, spread = with_inputs(parameters, batch, image)
         built = Net(parameters, caffe_pb2.TRAIN, engine="numpy", seed=SEED)
@@ -112,20 +125,22 @@ class ProtocaffeWorker:
             "parameters": sum(param.blob.count for param in built.learnable if param.lr_mult),
         }
 
-    def check(self) -> list[float]:
-        """Return the losses before and after one update, without dropout."""
-        return first_losses(ProtocaffeTrainer(self.problem, self.engine, dropout=False))
+    def check(self) -> dict[str, float]:
+        """Return what the first iteration computes, without dropout."""
+        results = first_results(ProtocaffeTrainer(self.problem, self.engine, dropout=False))
+        gc.collect()  # a GPU would not hold the next net beside this one
+        return results
 
     def time(self, iterations: int) -> dict[str, list[float]]:
         """Return the milliseconds of each part, per iteration; the first call builds the net."""
         if not hasattr(self, "trainer"):
             self.trainer = ProtocaffeTrainer(self.problem, self.engine)
-        return time_trainer(self.trainer, iterations, on_gpu=self.engine == "cuda")
+        return time_trainer(self.trainer, iterations, on_gpu=self.engine.name == "cuda")
 
     def peak_memory(self, steps: int) -> float:
         """Train a problem that another process prepared; return this process' peak in MiB."""
         trainer = ProtocaffeTrainer(Problem.load(self.folder), self.engine)
-        return peak_memory(trainer, steps)
+        return peak_memory(trainer, steps, on_gpu=self.engine.name == "cuda")
 
 
 def draw_inputs(net: Net, spread: dict[str, float]) -> dict[str, Array]:
@@ -162,6 +177,7 @@ def main() -> None:
     worker = ProtocaffeWorker(Path(sys.argv[1]))
     serve(
         {
+            "use": worker.use,
             "prepare": worker.prepare,
             "check": worker.check,
             "time": worker.time,

@@ -27,6 +27,9 @@ class Trainer(Protocol):
     def backward(self) -> None:
         """Compute all gradients of the last ``forward``."""
 
+    def gradient_length(self) -> float:
+        """Return the Euclidean norm of all gradients together."""
+
     def update(self) -> None:
         """Change the weights by those gradients."""
 
@@ -36,15 +39,19 @@ class Trainer(Protocol):
     def synchronize(self) -> None:
         """Wait until a device has done all that was asked for."""
 
+    def device_memory(self) -> tuple[int, int]:
+        """Return how many bytes of the device's memory are free, and how many there are."""
+
 
 def time_trainer(trainer: Trainer, iterations: int, on_gpu: bool = False) -> dict[str, list[float]]:
     """Return the milliseconds that each part took, ``iterations`` times.
 
     One step goes ahead untimed: it wakes the threads and brings the weights back to the cache.
-    On a GPU the steps follow each other without a pause, as in training, and each counts for
-    their mean.
+    On a GPU it is three, in which both sides capture what they launch later; then the steps follow
+    each other without a pause, as in training, and each counts for their mean.
     """
-    trainer.step()
+    for _ in range(3 if on_gpu else 1):
+        trainer.step()
     trainer.synchronize()
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(iterations):
@@ -69,10 +76,18 @@ def _whole(trainer: Trainer, work: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
-def peak_memory(trainer: Trainer, steps: int) -> float:
-    """Train some steps; return the most memory that this process ever had resident, in MiB."""
+def peak_memory(trainer: Trainer, steps: int, on_gpu: bool = False) -> float:
+    """Train some steps; return the most memory that this process ever had resident, in MiB.
+
+    On a GPU: what is taken there afterwards, for both sides keep what they once had. That counts
+    the libraries, too, and other programs if there are any.
+    """
     for _ in range(steps):
         trainer.step()
+    if on_gpu:
+        trainer.synchronize()
+        free, total = trainer.device_memory()
+        return (total - free) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -83,12 +98,13 @@ def milliseconds(action: Callable[[], Any]) -> float:
     return (perf_counter() - start) * 1000
 
 
-def first_losses(trainer: Trainer) -> list[float]:
-    """Return the loss before and after one update: the second tells that gradients agree."""
-    before = trainer.forward()
+def first_results(trainer: Trainer) -> dict[str, float]:
+    """Return the loss, the length of its gradient, and the loss after one update."""
+    loss = trainer.forward()
     trainer.backward()
+    length = trainer.gradient_length()
     trainer.update()
-    return [before, trainer.forward()]
+    return {"loss": loss, "gradient": length, "updated": trainer.forward()}
 
 
 def serve(actions: Mapping[str, Callable[..., Any]], refusals: tuple[type[Exception], ...]) -> None:

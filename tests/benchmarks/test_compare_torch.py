@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from benchmarks.compare_torch import (
     BenchmarkError,
     Result,
     Worker,
-    check_losses,
+    check_results,
     fitting_iterations,
     main,
     paired_ratio,
@@ -27,17 +28,37 @@ def times(*steps):
     return {"forward": [1.0], "backward": [2.0], "update": [0.5], "step": list(steps)}
 
 
-def test_equal_losses_pass_and_are_printed(capsys):
-    check_losses({"protocaffe": [6.9, 6.8], "torch contiguous": [6.9003, 6.801]})
-    assert "6.900300, after one update 6.801000: torch contiguous" in capsys.readouterr().out
+def first(loss, updated, gradient=3.0):
+    """Return what a side computes first."""
+    return {"loss": loss, "updated": updated, "gradient": gradient}
+
+
+OURS = first(6.9, 6.8)
+
+
+def test_equal_results_pass_and_are_printed(capsys):
+    check_results({"protocaffe": OURS, "torch contiguous": first(6.9003, 6.801, 3.001)})
+    printed = capsys.readouterr().out
+    assert "6.900300, its gradient's length 3.001, loss after one update 6.801000: torch" in printed
 
 
 @pytest.mark.parametrize(
-    "losses", [[6.901, 6.801], [6.9, 6.81], [6.9, 6.9], [6.9, 7.0], [float("nan"), 6.8]]
+    "theirs",
+    [
+        *(first(6.901, 6.801), first(6.9, 6.81), first(6.9, 6.9), first(6.9, 7.0)),
+        *(first(float("nan"), 6.8), first(6.9, 6.8, 3.1), first(6.9, 6.8, float("nan"))),
+    ],
 )
-def test_different_losses_are_refused(losses):
+def test_different_results_are_refused(theirs):
     with pytest.raises(BenchmarkError, match=r"nothing was timed:.* of torch contiguous"):
-        check_losses({"protocaffe": [6.9, 6.8], "torch contiguous": losses})
+        check_results({"protocaffe": OURS, "torch contiguous": theirs})
+
+
+def test_with_fewer_bits_losses_and_gradients_may_differ_by_more():
+    rough = {"protocaffe": OURS, "torch contiguous": first(6.95, 6.9, 3.05)}
+    check_results(rough, "bf16")
+    with pytest.raises(BenchmarkError, match=r"they may differ by 0\.0001 of that"):
+        check_results(rough)
 
 
 def test_the_paired_ratio_forgives_a_slow_round():
@@ -51,14 +72,68 @@ def test_a_turn_lasts_about_a_second(step, iterations):
     assert fitting_iterations([times(step), times(2 * step)]) == iterations
 
 
+class FakeWorker:
+    """A side with a constant time per variant; some cannot run."""
+
+    def __init__(self, steps=None, failing=()):
+        self.steps, self.failing, self.asked = steps, failing, []
+
+    def ask(self, action, **arguments):
+        self.asked.append((action, arguments.get("variant")))
+        variant = arguments.get("variant", "")
+        if action == "time" and variant in self.failing:
+            raise BenchmarkError(f"no memory for {variant}")
+        if action == "time":
+            return times(*[self.steps.get(variant, 5.0)] * arguments["iterations"])
+        return {"optimizer": "fused"} if action == "about" else None
+
+
+def test_on_a_gpu_variants_are_dropped_one_by_one_and_the_best_layout_is_compiled(capsys):
+    options = compare_torch.parse(["--device=cuda", "--rounds=2", "--compile"])
+    ours, torch = FakeWorker({"": 4.0}), FakeWorker({"channels_last": 3.0}, {"contiguous graph"})
+    iterations, kept, theirs, about = compare_torch.time_one_by_one(ours, torch, options)
+    assert iterations == 250
+    assert len(kept) == 2
+    variants = ["contiguous", "channels_last", "channels_last graph", "channels_last compiled"]
+    assert [*theirs] == [*about] == variants
+    assert "contiguous graph is left out: no memory" in capsys.readouterr().err
+    dropped = [variant for action, variant in torch.asked if action == "drop"]
+    assert dropped == [*variants[:2], "contiguous graph", *variants[2:]]
+    with pytest.raises(BenchmarkError, match="none of its variants"):
+        compare_torch.time_one_by_one(ours, FakeWorker({}, [*variants, *dropped]), options)
+
+
+def test_a_gpu_has_nets_batches_and_precisions_of_its_own():
+    options = compare_torch.parse(["--device=cuda"])
+    assert (options.nets[2], compare_torch.batch_size("caffenet", options)) == ("caffenet", 256)
+    assert options.precision == ("float32", "tf32", "fp16", "bf16")
+    options = compare_torch.parse(["caffenet", "--precision=bf16,float32"])
+    assert compare_torch.batch_size("caffenet", options) is None
+    assert options.precision == ("bf16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--precision=fp16", "tf32 and fp16 are a GPU's; they take --device cuda"),
+        ("--precision=bf61", "'bf61' is none of .*; did you mean 'bf16'"),
+    ],
+)
+def test_precisions_that_cannot_be(flag, message, capsys):
+    with pytest.raises(SystemExit):
+        compare_torch.parse(["lenet", flag])
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_the_table_shows_the_best_variant_and_names_the_others():
     result = Result(
         net="lenet",
+        precision="float32",
         batch=64,
         parameters=431_080,
         threads=2,
         iterations=3,
-        loss={},
+        first={},
         protocaffe=[times(4.0, 5.0, 6.0)],
         torch={"contiguous": [times(12.0, 12.0, 12.0)], "channels_last": [times(8.0, 10.0, 12.0)]},
         about={each: {"torch": "2.13.0", "optimizer": "fused"} for each in compare_torch.LAYOUTS},
@@ -104,11 +179,12 @@ def test_a_worker_is_stopped_between_questions(tmp_path, monkeypatch):
 
 
 @needs_torch
-@pytest.mark.parametrize("engine", ["numpy", None])
-def test_a_comparison_from_end_to_end(tmp_path, capsys, engine):
+@pytest.mark.parametrize(("engine", "precision"), [("numpy", "float32"), (None, "bf16")])
+def test_a_comparison_from_end_to_end(tmp_path, capsys, engine, precision):
     out = tmp_path / "result.json"
     arguments = ["lenet", "--batch", "2", "--threads", "1", "--rounds", "2", "--iterations", "1"]
-    arguments += ["--json", str(out), *(["--engine", engine] if engine else [])]
+    arguments += ["--json", str(out), "--precision", precision]
+    arguments += ["--engine", engine] if engine else []
     assert main(arguments) == 0
     assert "PyTorch / protocaffe" in capsys.readouterr().out
     content = json.loads(out.read_text())
