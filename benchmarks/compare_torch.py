@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -121,6 +121,22 @@ def started(
         worker.close()
 
 
+def torch_started(
+    folder: str, precision: str, options: argparse.Namespace
+) -> AbstractContextManager[Worker]:
+    """Start PyTorch's side in its Python."""
+    arguments = [folder, str(options.threads), options.device, precision]
+    return started("benchmarks.torch_worker", arguments, options.threads, options.torch_python)
+
+
+def lacks_torch(options: argparse.Namespace) -> bool:
+    """Say what to install if PyTorch should be in this Python and is not."""
+    lacks = options.torch_python == sys.executable and find_spec("torch") is None
+    if lacks:
+        print("PyTorch is not installed; get it with: pip install -e '.[bench]'", file=sys.stderr)
+    return lacks
+
+
 @dataclass
 class Result:
     """One net's comparison.
@@ -195,9 +211,7 @@ def compare(net: str, precision: str, options: argparse.Namespace) -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="compare_torch") as folder,
         started("benchmarks.protocaffe_worker", [folder], threads) as protocaffe,
-        started(
-            "benchmarks.torch_worker", [folder, str(threads), options.device, precision], threads
-        ) as torch,
+        torch_started(folder, precision, options) as torch,
     ):
         engine = "cuda" if on_gpu else options.engine
         protocaffe.ask("use", engine=engine, precision=precision)
@@ -441,6 +455,12 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="the CPU (the default), or an NVIDIA GPU",
     )
+    parser.add_argument(
+        "--torch-python",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="the Python that has PyTorch, NumPy and protobuf (default: this one)",
+    )
     parser.add_argument("--batch", type=positive, help="batch size (default: the net's)")
     parser.add_argument(
         "--precision",
@@ -498,8 +518,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare every net asked for; return the exit code, 1 if any could not be compared."""
     options = parse(arguments)
-    if find_spec("torch") is None:
-        print("PyTorch is not installed; get it with: pip install -e '.[bench]'", file=sys.stderr)
+    if lacks_torch(options):
         return 1
     results: list[Result] = []
     failed = False

@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import product
 
 from benchmarks.compare_torch import (
@@ -22,8 +21,10 @@ from benchmarks.compare_torch import (
     available_cores,
     batch_size,
     fill_in_defaults,
+    lacks_torch,
     positive,
     started,
+    torch_started,
 )
 from benchmarks.nets import NETS
 
@@ -40,8 +41,7 @@ def peaks(net: str, precision: str, options: argparse.Namespace) -> dict[str, fl
             worker.ask("use", engine=engine, precision=precision)
             result = {"protocaffe": worker.ask("peak_memory", steps=STEPS)}
         for layout in LAYOUTS:
-            arguments = [folder, str(threads), options.device, precision]
-            with started("benchmarks.torch_worker", arguments, threads) as worker:
+            with torch_started(folder, precision, options) as worker:
                 result[layout] = worker.ask("peak_memory", layout=layout, steps=STEPS)
     return result
 
@@ -60,8 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare every net asked for."""
     options = parse(arguments)
-    if find_spec("torch") is None:
-        print("PyTorch is not installed; get it with: pip install -e '.[bench]'", file=sys.stderr)
+    if lacks_torch(options):
         return 1
     print(f"{'peak MiB':24} {'protocaffe':>10} {'PyTorch':>10} {'protocaffe / PyTorch':>22}")
     for net, precision in product(options.nets, options.precision):

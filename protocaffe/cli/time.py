@@ -26,6 +26,7 @@ from protocaffe.cli.common import (
 )
 from protocaffe.cli.flags import Flag
 from protocaffe.engines import Engine
+from protocaffe.engines.base import Work
 from protocaffe.errors import UsageError
 from protocaffe.log import log, number
 from protocaffe.net import Net
@@ -100,13 +101,23 @@ def _benchmark(net: Net, iterations: int) -> None:
         log.info("Iteration: %d forward-backward time: %s ms.", iteration, _milliseconds(spent))
     total = perf_counter() - start
     log.info("Average time per layer: ")
-    for name, there, back in zip(net.layer_names, forward, backward, strict=True):
-        log.info("%10s\tforward: %s ms.", name, _milliseconds(there / iterations))
-        log.info("%10s\tbackward: %s ms.", name, _milliseconds(back / iterations))
+    for place, name in enumerate(net.layer_names):
+        there, back = (
+            _milliseconds(forward[place] / iterations),
+            _milliseconds(backward[place] / iterations),
+        )
+        log.info("%10s\tforward: %s ms.%s", name, there, _elsewhere(net, place, net.plan.forward))
+        log.info("%10s\tbackward: %s ms.%s", name, back, _elsewhere(net, place, net.plan.backward))
     log.info("Average Forward pass: %s ms.", _milliseconds(forward.sum() / iterations))
     log.info("Average Backward pass: %s ms.", _milliseconds(backward.sum() / iterations))
     log.info("Average Forward-Backward: %s ms.", _milliseconds(total / iterations))
     log.info("Total Time: %s ms.", _milliseconds(total))
+
+
+def _elsewhere(net: Net, place: int, works: Sequence[Sequence[Work]]) -> str:
+    """Say where a layer's time stands, if its work is done with another's."""
+    doer = net.plan.doer(place, works)
+    return "" if doer == place else f" (in {net.layer_names[doer]})"
 
 
 def _time_pass(

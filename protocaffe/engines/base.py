@@ -149,6 +149,15 @@ class Plan:
         """Say in a few words what a piece of work is."""
         return "own code"
 
+    def doer(self, index: int, works: Sequence[Sequence[Work]]) -> int:
+        """Return the place of the layer where one layer's work is, as far as the plan knows.
+
+        Args:
+            index: the layer.
+            works: :attr:`forward` or :attr:`backward`.
+        """
+        return index
+
     @property
     def bytes(self) -> PlanBytes:
         """The memory of the net's blobs, without parameters."""

@@ -320,6 +320,15 @@ class CudaPlan(Plan):
         others = [self._name(i) for i, owner in self._absorbers.items() if owner == work.index]
         return f"{title}, which does {' and '.join(others)}, too" if others else title
 
+    def doer(self, index: int, works: Sequence[Sequence[Work]]) -> int:
+        """Return where a layer's work is: with what absorbed it, or at the head of its row."""
+        own = self._absorbers.get(index, index)
+        for place, pieces in enumerate(works):
+            for work in pieces:
+                if isinstance(work, Segment) and any(own == step.index for step in work.steps):
+                    return place
+        return own
+
     def _name(self, index: int) -> str:
         return self.nodes[index].layer.name
 

@@ -231,6 +231,7 @@ def test_what_layers_run_as_is_told(engine: CudaEngine) -> None:
     give_data(net)
     backward = net.layer_names.index("loss")
     titles = []
+    assert net.plan.doer(net.layer_names.index("conv"), net.plan.backward) == backward
     for _ in range(2):
         net.forward()
         net.backward()
@@ -239,6 +240,7 @@ def test_what_layers_run_as_is_told(engine: CudaEngine) -> None:
     assert titles[1] == titles[0].replace("a row", "a CUDA graph")
     net.run_one_by_one()
     names = [[net.plan.describe(work) for work in works] for works in net.plan.forward]
+    assert all(net.plan.doer(i, net.plan.forward) == i for i in range(len(net.layers)))
     assert names[1:] == [[f"Cuda{layer.type}"] for layer in net.layers[1:]]
 
 
@@ -249,6 +251,7 @@ def test_a_layer_tells_whose_work_it_does(engine: CudaEngine) -> None:
         titles = [net.plan.describe(work) for work in works[place]]
         assert titles == ["CudaInnerProduct, which does turn, too"]
         assert not works[place + 1]
+        assert net.plan.doer(place + 1, works) == place
     give_data(net)
     net.forward()
     with pytest.raises(NetError, match="the layers ip, turn ran forward as one"):
