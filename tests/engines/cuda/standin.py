@@ -588,6 +588,7 @@ class Cudnn:
         plans: those of every graph, in the heuristic's order.
         refused: what there is no engine for: of "grid", "image", "weights" (what is computed),
             "bias", "relu" and "wide" (float32 from 16 bits).
+        slow: which of these make a run take a second longer.
     """
 
     cudnnGraphNotSupportedError = NotSupportedError  # noqa: N815
@@ -597,9 +598,15 @@ class Cudnn:
         TENSOR_CORE="tensor core", DOWN_CONVERT_INPUTS="down", NONDETERMINISTIC="any order"
     )
 
-    def __init__(self, plans: Sequence[PlanOfCudnn] = PLANS, refused: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        plans: Sequence[PlanOfCudnn] = PLANS,
+        refused: Sequence[str] = (),
+        slow: Sequence[str] = (),
+    ) -> None:
         self.plans = plans
         self.refused = refused
+        self.slow = slow
         self.graphs: list[Pygraph] = []
 
     def create_handle(self) -> object:
@@ -733,7 +740,7 @@ class Pygraph:
         flat = [each.numbers(addresses[each.uid]) for each in tensors]
         self.runs.append(index)
         recorder.queue(lambda: self._run(tensors, flat))
-        recorder.pass_time(plan.cost)
+        recorder.pass_time(plan.cost + 1000 * bool(self.features & set(self.cudnn.slow)))
 
     def _tensors(self) -> list[Tensor]:
         bias = [self._bias] if self._bias is not None else []
