@@ -19,8 +19,8 @@ from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the ov
     inner_product,
     library,
     loss,
+    lrn,
     neurons,
-    normalization,
     pooling,
     scale,
 )

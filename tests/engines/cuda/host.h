@@ -18,6 +18,10 @@ using std::min;
 
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 
+static float rsqrtf(float value) { return 1 / std::sqrt(value); }
+
+static float __fdividef(float a, float b) { return a / b; }
+
 static unsigned __float_as_uint(float value) {
   unsigned bits;
   memcpy(&bits, &value, sizeof bits);

@@ -143,6 +143,7 @@ LAYERS = [
     ("Slice", 'top: "z"'),
     ("Concat", 'bottom: "x1"'),
     ("Eltwise", 'bottom: "x1"'),
+    ("LRN", ""),
     ("Pooling", "pooling_param { kernel_size: 2 }"),
     ("Pooling", "pooling_param { pool: AVE global_pooling: true }"),
 ]
@@ -398,3 +399,40 @@ def test_global_average_pooling(case: Case, images: int, channels: int, width: i
     run = Run(case, neuron("Pooling", "y", options), [x])
     assert_rounded(case, run.tops[0], x.mean(axis=(2, 3), keepdims=True, dtype=np.float64))
     assert_rounded(case, run.dxs[0], np.broadcast_to(run.dys[0] / (2 * width), x.shape))
+
+
+# -- LRN -----------------------------------------------------------------------------------------
+
+
+@run_settings(100)
+@given(cases, shapes, st.sampled_from([1, 3, 5, 7, 17]), st.sampled_from([0.75, 0.6]), in_place)
+def test_lrn(case: Case, shape: tuple[int, ...], size: int, beta: float, inside: bool) -> None:
+    x = draw(case, shape, 0)
+    options = f"lrn_param {{ local_size: {size} alpha: 2 beta: {beta} k: 1.5 }}"
+    text = f'layer {{ name: "y" type: "LRN" bottom: "x0" top: "y" {options} }}'
+    if inside:
+        text = neuron("Split", "c") + text.replace("x0", "c").replace('top: "y"', 'top: "c"')
+    run = Run(case, text, [x])
+    wide, dy = x.astype(np.float64), run.dys[0].astype(np.float64)
+    s = 1.5 + 2 / size * over_channels(wide**2, size)
+    assert_rounded(case, run.tops[0], wide * s**-beta)
+    shared = over_channels(dy * wide * s ** (-beta - 1), size)
+    assert_rounded(case, run.dxs[0], dy * s**-beta - 4 * beta / size * wide * shared)
+
+
+def over_channels(values: np.ndarray, size: int) -> np.ndarray:
+    """Return the sums over each channel's neighbours."""
+    sums = np.zeros_like(values)
+    for channel in range(values.shape[1]):
+        near = slice(max(channel - size // 2, 0), channel + size // 2 + 1)
+        sums[:, channel] = values[:, near].sum(axis=1)
+    return sums
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lrn_of_zeros_without_k(case: Case) -> None:
+    x = np.zeros((1, 8, 1, 2), np.float32)
+    x[0, 4] = 1
+    options = "lrn_param { local_size: 3 alpha: 3 k: 0 }"
+    run = Run(case, neuron("LRN", "y", options), [x])
+    np.testing.assert_array_equal(run.tops[0][0, :, 0, 0], [*[np.nan] * 3, 0, 1, 0, *[np.nan] * 2])

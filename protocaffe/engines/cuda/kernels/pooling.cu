@@ -19,12 +19,12 @@ struct Range {
 };
 
 // Where a window begins; maybe in the padding.
-__device__ inline int start(const Axis& axis, int window) {
+__device__ inline int window_start(const Axis& axis, int window) {
   return window * (int)axis.stride.by - axis.pad;
 }
 
 __device__ inline Range pixels_of_window(const Axis& axis, int window) {
-  int begin = start(axis, window);
+  int begin = window_start(axis, window);
   return {max(begin, 0), min(begin + axis.kernel, (int)axis.pixels.by)};
 }
 
@@ -47,7 +47,7 @@ __device__ inline Spot spot(int thread, const Windows& w, const Divisor& rows,
 }
 
 // The number of the first channel of a spot's image at another place.
-__device__ inline long long offset(const Spot& spot, const Windows& w, const Divisor& rows,
+__device__ inline long long spot_offset(const Spot& spot, const Windows& w, const Divisor& rows,
                                    const Divisor& columns, int row, int column) {
   long long line = (long long)spot.image * rows.by + row;
   return (line * columns.by + column) * w.channels + spot.channel;
@@ -59,7 +59,7 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
   typedef Numbers<real, COUNT> Reals;
   Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
   Range rows = pixels_of_window(w.rows, own.row), columns = pixels_of_window(w.columns, own.column);
-  int top = start(w.rows, own.row), left = start(w.columns, own.column);
+  int top = window_start(w.rows, own.row), left = window_start(w.columns, own.column);
   float best[COUNT];
   Numbers<short, COUNT> found;
   for (int k = 0; k < COUNT; ++k) {
@@ -69,7 +69,7 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
   // Several loads at once, so that none waits for another.
   const int AT_ONCE = 3;
   for (int h = rows.begin; h < rows.end; ++h) {
-    const real* line = x + offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
+    const real* line = x + spot_offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
     for (int next = columns.begin; next < columns.end; next += AT_ONCE) {
       Reals values[AT_ONCE];
       for (int j = 0; j < AT_ONCE; ++j)
@@ -85,7 +85,7 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
   }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = best[k];
-  long long at = offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
   *(Reals*)(y + at) = result;
   *(Numbers<short, COUNT>*)(codes + at) = found;
 }
@@ -104,12 +104,12 @@ extern "C" __global__ void max_pool_places(const short* codes, float* places, Wi
                                            int threads) {
   if (place() >= threads) return;
   Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
-  long long at = offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
   int window = own.row * w.columns.windows.by + own.column;
   int area = w.rows.windows.by * w.columns.windows.by;
   for (int k = 0; k < w.numbers; ++k) {
-    int code = codes[at + k], h = start(w.rows, own.row) + code / w.columns.kernel;
-    int column = start(w.columns, own.column) + code % w.columns.kernel;
+    int code = codes[at + k], h = window_start(w.rows, own.row) + code / w.columns.kernel;
+    int column = window_start(w.columns, own.column) + code % w.columns.kernel;
     long long plane = (long long)own.image * w.channels + own.channel + k;
     places[plane * area + window] = code < 0 ? -1 : h * (int)w.columns.pixels.by + column;
   }
@@ -125,17 +125,17 @@ __device__ inline void give_to_maximum(const real* dy, const short* codes, real*
   float sums[COUNT] = {};
   for (int row = rows.begin; row < rows.end; ++row)
     for (int column = columns.begin; column < columns.end; ++column) {
-      long long at = offset(own, w, w.rows.windows, w.columns.windows, row, column);
+      long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, column);
       Reals gradients = *(const Reals*)(dy + at);
       Numbers<short, COUNT> found = *(const Numbers<short, COUNT>*)(codes + at);
-      int code = (own.row - start(w.rows, row)) * w.columns.kernel + own.column -
-                 start(w.columns, column);
+      int code = (own.row - window_start(w.rows, row)) * w.columns.kernel + own.column -
+                 window_start(w.columns, column);
       for (int k = 0; k < COUNT; ++k)
         if (found.at[k] == code) sums[k] += gradients.at[k];
     }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  *(Reals*)(dx + offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+  *(Reals*)(dx + spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
 }
 
 extern "C" __global__ void max_pool_backward(const real* dy, const short* codes, real* dx,
@@ -149,13 +149,13 @@ extern "C" __global__ void max_pool_backward(const real* dy, const short* codes,
 
 // `shares` has per window 1 / Caffe's divisor, which is the window's area in the padded image.
 template <int COUNT>
-__device__ inline void average(const real* x, const float* shares, real* y, const Windows& w) {
+__device__ inline void average_windows(const real* x, const float* shares, real* y, const Windows& w) {
   typedef Numbers<real, COUNT> Reals;
   Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
   Range rows = pixels_of_window(w.rows, own.row), columns = pixels_of_window(w.columns, own.column);
   float sums[COUNT] = {};
   for (int h = rows.begin; h < rows.end; ++h) {
-    const real* line = x + offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
+    const real* line = x + spot_offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
     for (int column = columns.begin; column < columns.end; ++column) {
       Reals values = *(const Reals*)(line + (long long)column * w.channels);
       for (int k = 0; k < COUNT; ++k) sums[k] += values.at[k];
@@ -164,16 +164,16 @@ __device__ inline void average(const real* x, const float* shares, real* y, cons
   float share = shares[own.row * w.columns.windows.by + own.column];
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = share * sums[k];
-  *(Reals*)(y + offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column)) = result;
+  *(Reals*)(y + spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column)) = result;
 }
 
 extern "C" __global__ void ave_pool_forward(const real* x, const float* shares, real* y, Windows w,
                                             int threads) {
   if (place() >= threads) return;
   if (w.numbers == 1)
-    average<1>(x, shares, y, w);
+    average_windows<1>(x, shares, y, w);
   else
-    average<WIDE>(x, shares, y, w);
+    average_windows<WIDE>(x, shares, y, w);
 }
 
 template <int COUNT>
@@ -185,14 +185,14 @@ __device__ inline void give_shares(const real* dy, const float* shares, real* dx
   float sums[COUNT] = {};
   for (int row = rows.begin; row < rows.end; ++row)
     for (int column = columns.begin; column < columns.end; ++column) {
-      long long at = offset(own, w, w.rows.windows, w.columns.windows, row, column);
+      long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, column);
       Reals gradients = *(const Reals*)(dy + at);
       float share = shares[row * w.columns.windows.by + column];
       for (int k = 0; k < COUNT; ++k) sums[k] += share * gradients.at[k];
     }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  *(Reals*)(dx + offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+  *(Reals*)(dx + spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
 }
 
 extern "C" __global__ void ave_pool_backward(const real* dy, const float* shares, real* dx,
