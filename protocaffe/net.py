@@ -338,11 +338,17 @@ class Net(NetCalls):
         """Use another net's parameters from now on, by layer name; one memory serves both.
 
         Raises:
-            NetError: a parameter has another shape there.
+            NetError: a parameter has another shape there, or lies on a GPU and this net's on none.
             UsageError: ``other`` is no net.
         """
         if not isinstance(other, Net):
             raise UsageError(f"share_with takes a net, not {other!r}; copy_from reads a file")
+        if {self.engine.name, other.engine.name} == {"onednn", "cuda"}:
+            raise NetError(
+                f"net '{self.name}' runs on the {self.engine.name} engine and cannot share memory "
+                f"with net '{other.name}' on the {other.engine.name} engine; copy its weights: "
+                f"net.copy_from(other.to_proto())"
+            )
         pairs = []
         given = other._all_params()
         for name, blobs in self._all_params().items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +106,14 @@ class Group:
     array: Any
     storages: Sequence[Storage]
 
+    def has(self, storage: Storage) -> bool:
+        """Whether a storage still lies here, and not in another group or engine's memory."""
+        native = storage.native
+        return isinstance(native, DeviceArray) and native.group is self
+
     def fill_zeros(self) -> bool:
         """Write the zeros that the storages stand for, if all do; else leave it."""
-        zeros = all(each.truth is Truth.ZERO for each in self.storages)
+        zeros = all(each.truth is Truth.ZERO and self.has(each) for each in self.storages)
         if zeros:
             self.array.fill(0)
             for storage in self.storages:
@@ -145,10 +152,12 @@ class Device:
     ) -> None:
         self.xp = xp
         self.precision = precision
+        self._lock = threading.RLock()
         self._context = xp.cuda.Device(number)
         with self._context:
             self.stream = xp.cuda.Stream(non_blocking=True)
             self.copies = xp.cuda.Stream(non_blocking=True)
+        with self.active():
             self._modules = {SINGLE: self._compile()}
             if precision.is_half:
                 self._modules[HALF] = self._compile(f"-DREAL_IS_{precision.name.upper()}")
@@ -157,6 +166,7 @@ class Device:
             self.dnn = dnn(self.stream.ptr)
         self._kernels: dict[tuple[str, np.dtype[Any]], Any] = {}
         self._captures = False
+        self._idle_pools: list[Any] = []
         self.serve: Callable[..., Any] = self._serve_nobody
 
     def _compile(self, *definitions: str) -> Any:
@@ -166,8 +176,11 @@ class Device:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have what this thread asks for done on this device and its stream."""
-        with self._context, self.stream:
+        """Have what this thread asks for done on this device and its stream.
+
+        One thread at a time: what others queue while a graph is captured would become part of it.
+        """
+        with self._lock, self._context, self.stream:
             yield
 
     def synchronize(self) -> None:
@@ -295,7 +308,7 @@ class Device:
         def serve(storage: Storage, form: Form = None, scale: float = 1.0) -> Any:
             native = self.bring(storage)
             touched[id(storage)] = storage
-            storage.truth = Truth.NATIVE
+            storage.native_overwrite()
             if native.form == form:
                 return native.array
             if (id(storage), form) not in copies:
@@ -349,22 +362,51 @@ class Device:
         Raises:
             CapturingError: one of them needs the host.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self.active())
-            stack.enter_context(self.xp.cuda.using_allocator(pool.malloc))
+        with (
+            self.active(),
+            self.xp.cuda.using_allocator(pool.malloc),
+            _no_garbage_collection(),
+        ):
             self.stream.begin_capture()
             self._captures = True
             try:
                 for work in works:
                     work()
+            except BaseException:
+                with suppress(RuntimeError):  # says again that something went wrong
+                    self.stream.end_capture()
+                raise
             finally:
                 self._captures = False
-                graph = self.stream.end_capture()
-        return graph
+            return self.stream.end_capture()
+
+    def take_pool(self) -> Any:
+        """Return a pool of memory for the graphs of a plan."""
+        # CuPy loses the free memory of a pool that is dropped: so they are used again.
+        with self.active():
+            for pool in self._idle_pools:
+                pool.free_all_blocks()
+            return self._idle_pools.pop() if self._idle_pools else self.xp.cuda.MemoryPool()
+
+    def return_pool(self, pool: Any) -> None:
+        """Take back a pool whose graphs are gone."""
+        self._idle_pools.append(pool)
 
     def _refuse_capture(self, what: str) -> None:
         if self._captures:
             raise CapturingError(f"a captured pass cannot use {what}")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Let Python look for no cycles: what has memory, modules or graphs may not go in a capture."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _has_halves(arguments: Sequence[Any]) -> bool:

@@ -13,7 +13,8 @@ captured anew if a blob of theirs gets other memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, SupportsFloat
 
@@ -102,13 +103,22 @@ class Segment:
         device: the GPU.
         steps: their work.
         graphs: those of the plan, whose memory this one's shares.
+        before: of a row backward, what has these layers' forward passes. Layers keep arrays from
+            one pass to the other. Only those of a captured pass stay where they are.
     """
 
-    def __init__(self, device: Device, steps: Sequence[DeviceStep], graphs: Graphs) -> None:
+    def __init__(
+        self,
+        device: Device,
+        steps: Sequence[DeviceStep],
+        graphs: Graphs,
+        before: Sequence[Segment] = (),
+    ) -> None:
         self._device = device
         self.steps = steps
         self._graphs = graphs
-        graphs.segments.append(self)
+        self._before = before
+        graphs.segments.add(self)
         self.forget()
 
     @property
@@ -131,12 +141,15 @@ class Segment:
                 step.prepare()
         if self._graph is not None and any(s.native is not own for s, own in self._storages):
             self._graphs.forget()
-        if self._graph is not None or (self._ran and not self._refused and self._capture()):
+        if self._graph is not None or (self._may_capture() and self._capture()):
             self._launch()
             return
         for step in self.steps:
             step.queue()
         self._ran = True
+
+    def _may_capture(self) -> bool:
+        return self._ran and not self._refused and all(each.is_graph for each in self._before)
 
     def _capture(self) -> bool:
         """Capture the layers; False if that cannot be done."""
@@ -147,7 +160,7 @@ class Segment:
         try:
             works = [step.queue for step in self.steps]
             self._graph = self._device.capture(works, self._graphs.pool)
-        except (CapturingError, NotImplementedError, RuntimeError) as error:
+        except (CapturingError, MemoryError, NotImplementedError, RuntimeError) as error:
             # RuntimeError: what CUDA says; NotImplementedError: what CuPy does not capture.
             log.warning("a pass cannot be a CUDA graph (%s): its layers run one by one", error)
             self._refused = True
@@ -166,23 +179,27 @@ class Segment:
         with self._device.active():
             self._graph.launch(self._device.stream)
         for storage in self._written:
-            storage.truth = Truth.NATIVE
+            storage.native_overwrite()
 
 
 class Graphs:
-    """All captured graphs of a plan, and the memory that they share."""
+    """All captured graphs of a plan, and the memory that they share.
+
+    The graphs own this, not the other way round: a plan that nobody has any more gives back its
+    memory at once, not when Python next looks for cycles.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.segments: list[Segment] = []
-        self.pool = device.xp.cuda.MemoryPool()
+        self.segments: weakref.WeakSet[Segment] = weakref.WeakSet()
+        self.pool = device.take_pool()
+        weakref.finalize(self, device.return_pool, self.pool).atexit = False
 
     def forget(self) -> None:
         """Have everything captured anew."""
         self._device.synchronize()
         for segment in self.segments:
             segment.forget()
-        self.pool = self._device.xp.cuda.MemoryPool()
 
 
 class CudaPlan(Plan):
@@ -210,8 +227,9 @@ class CudaPlan(Plan):
         super().__init__(nodes)
         if captures:
             graphs = Graphs(device)
-            self._join(self.forward, range(len(nodes)), graphs)
-            self._rows = self._join(self.backward, range(len(nodes))[::-1], graphs)
+            self._join(self.forward, range(len(nodes)), graphs, {})
+            segments = self._segments(self.forward)
+            self._rows = self._join(self.backward, range(len(nodes))[::-1], graphs, segments)
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: on the host, by an override, or its own code on the device."""
@@ -279,10 +297,27 @@ class CudaPlan(Plan):
                 for index, works in row.items():
                     self.backward[index] = works
 
+    @staticmethod
+    def _segments(works: list[list[Work]]) -> dict[int, Segment]:
+        """Return those of a pass, by layer."""
+        found = [work for each in works for work in each if isinstance(work, Segment)]
+        return {step.index: segment for segment in found for step in segment.steps}
+
     def _join(
-        self, works: list[list[Work]], order: Sequence[int], graphs: Graphs
+        self,
+        works: list[list[Work]],
+        order: Sequence[int],
+        graphs: Graphs,
+        forward: Mapping[int, Segment],
     ) -> list[dict[int, list[Work]]]:
-        """Make one piece of work of every row of layers that can be captured; return the rows."""
+        """Make one piece of work of every row of layers that can be captured; return the rows.
+
+        Args:
+            works: by layer; changed.
+            order: of the layers.
+            graphs: what the rows belong to.
+            forward: of a backward pass, what has each layer's forward pass.
+        """
         rows = []
         row: list[int] = []
         for index in [*order, -1]:
@@ -292,12 +327,14 @@ class CudaPlan(Plan):
             if index >= 0 and self._can_capture(index):
                 row.append(index)
                 continue
-            if len(row) > 1:
+            if row:
                 rows.append({each: works[each] for each in row})
                 steps = [step for each in row for step in works[each]]
+                before = [forward[each] for each in row if each in forward]
                 for each in row:
                     works[each] = []
-                works[row[0]] = [Segment(self.device, steps, graphs)]  # type: ignore[arg-type]
+                segment = Segment(self.device, steps, graphs, before)  # type: ignore[arg-type]
+                works[row[0]] = [segment]
             row = []
         return rows
 

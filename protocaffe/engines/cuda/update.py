@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from protocaffe.assembly import LearnableParam
-from protocaffe.blob import Blob, Storage, Truth
+from protocaffe.blob import Blob, Storage
 from protocaffe.engines.base import WholeUpdate
 from protocaffe.engines.cuda.device import BLOCK, Device, DeviceArray, Group
 from protocaffe.proto.caffe_pb2 import SolverParameter
@@ -49,12 +48,7 @@ class CudaUpdate(WholeUpdate):
         self._learnable = learnable
         blobs = [each.blob for each in learnable]
         count = len(blobs)
-        kept = [history[start : start + count] for start in range(0, len(history), count)]
-        self._rows = [
-            [blob.data_storage for blob in blobs],
-            [blob.diff_storage for blob in blobs],
-            *([blob.data_storage for blob in row] for row in kept),
-        ]
+        self._history = [history[start : start + count] for start in range(0, len(history), count)]
         blocks = [-(-blob.count // BLOCK) for blob in blobs]
         starts = BLOCK * np.cumsum([0, *blocks])
         self._starts = [int(start) for start in starts[:-1]]
@@ -63,29 +57,36 @@ class CudaUpdate(WholeUpdate):
         with device.active():
             self._owner = device.xp.asarray(np.repeat(np.arange(count), blocks).astype(np.int32))
             self._ends = device.xp.asarray(np.array(ends, np.int32))
-            self._flat = [self._gather(row) for row in self._rows]
+            self._groups = [self._gather(row) for row in self._rows()]
         self._multipliers: tuple[tuple[float, float], ...] = ()
 
     def __call__(
         self, rate: float, factor: float, decay: float, by_sign: bool, keeps_update: bool
     ) -> None:
         """Update every parameter once; see :class:`WholeUpdate`."""
+        rows = self._rows()
         with self._device.active():
-            for number, row in enumerate(self._rows):
-                if any(self._is_elsewhere(each) for each in row):
-                    self._flat[number] = self._gather(row)
+            for number, row in enumerate(rows):
+                if not all(map(self._groups[number].has, row)):
+                    self._groups[number] = self._gather(row)
                 for storage in row:
                     self._device.bring(storage)
             self._follow_multipliers()
-            weights, gradients, *history = self._flat
+            weights, gradients, *history = (group.array for group in self._groups)
             numbers = (factor, rate, decay, by_sign, keeps_update)
             self._device.run_blocks(
                 *(self._kernel, self._blocks, weights, gradients, self._owner, self._ends),
                 *(*self._tables, *numbers, *history, *self._settings),
             )
-        for row in self._rows:
+        for row in rows:
             for storage in row:
-                storage.truth = Truth.NATIVE
+                storage.native_overwrite()
+
+    def _rows(self) -> list[list[Storage]]:
+        """Return the storages of weights, gradients and history; nets may share others' by now."""
+        blobs = [each.blob for each in self._learnable]
+        rows = [[blob.data_storage for blob in blobs], [blob.diff_storage for blob in blobs]]
+        return rows + [[blob.data_storage for blob in row] for row in self._history]
 
     def _follow_multipliers(self) -> None:
         now = tuple((each.lr_mult, each.decay_mult) for each in self._learnable)
@@ -94,15 +95,11 @@ class CudaUpdate(WholeUpdate):
             columns = np.array(now, np.float32).T
             self._tables = [self._device.xp.asarray(np.ascontiguousarray(c)) for c in columns]
 
-    def _gather(self, row: Sequence[Storage]) -> Any:
+    def _gather(self, row: Sequence[Storage]) -> Group:
         """Move storages into one piece of memory."""
         flat = self._device.xp.zeros(self._blocks * BLOCK, np.float32)
         group = Group(flat, row)
         for storage, start in zip(row, self._starts, strict=True):
             part = flat[start : start + storage.count]
             storage.bind(DeviceArray(self._device, part, group))
-        return flat
-
-    @staticmethod
-    def _is_elsewhere(storage: Storage) -> bool:
-        return not isinstance(storage.native, DeviceArray) or storage.native.group is None
+        return group

@@ -4,6 +4,10 @@ Arrays refuse to meet NumPy arrays and NumPy's functions; what would make the ho
 device is counted; the array functions are those of CuPy that the layers use. While a stream
 captures, nothing is computed: new arrays hold NaN until the graph is launched. Memory that was
 never written holds NaN too. Kernels are the real ones, compiled for the host.
+
+Work is refused that CuPy would do on another GPU, or on the default stream, which waits for no
+other; and so is work that reads in one thread what it writes in another. A graph is not launched
+when memory that it uses was given back since.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ import ctypes
 import itertools
 import math
 import operator
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -46,20 +52,83 @@ WAITS = ("nonzero", "repeat", "bincount")
 """Functions whose result's size the host has to know."""
 
 
+GPU = 1
+"""The number of the one that is there: a thread that does not choose it uses another, 0."""
+
+
+class Current(threading.local):
+    """What CuPy does a thread's work on."""
+
+    def __init__(self) -> None:
+        self.devices = [0]
+        self.streams: list[Stream] = []
+
+    def check(self) -> None:
+        """Refuse work on other devices and on the default stream."""
+        assert self.devices[-1] == GPU, "work for another GPU: outside of the engine's context"
+        assert self.streams, "work on the default stream: outside of the engine's context"
+
+
+current = Current()
+
+
+class DeviceContext:
+    """A GPU; in its context it is the one that is used."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> DeviceContext:
+        current.devices.append(self._number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        current.devices.pop()
+
+
+class Memory:
+    """A piece of memory, as long as an array that lies in it is there."""
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self) -> None:
+        if recorder.capturing is not None:
+            recorder.capturing.own.add(self)
+
+
+class Capture:
+    """What a stream has captured: the work, its own memory, and that from elsewhere."""
+
+    def __init__(self) -> None:
+        self.works: list[Callable[[], None]] = []
+        self.own: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self.others: dict[int, weakref.ref[Memory]] = {}
+
+    def note(self, memory: Memory) -> None:
+        if memory not in self.own:
+            self.others[id(memory)] = weakref.ref(memory)
+
+
 class Recorder:
     """What happens on the device, and what the host had to wait for."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.capturing: list[Callable[[], None]] | None = None
+        self.capturing: Capture | None = None
         self.clock = 0.0
 
     def queue(self, work: Callable[[], None]) -> None:
         """Do work on the device, or capture it."""
+        current.check()
         if self.capturing is None:
             work()
         else:
-            self.capturing.append(work)
+            self.capturing.works.append(work)
+
+    def use(self, memory: Memory) -> None:
+        """Note what a captured graph reads or writes."""
+        if self.capturing is not None:
+            self.capturing.note(memory)
 
     def pass_time(self, milliseconds: float) -> None:
         """Let the device be busy, unless it is told what to do later."""
@@ -71,6 +140,12 @@ class Recorder:
         assert self.capturing is None, f"{why} while a stream captures"
         self.counts[why] += 1
 
+    def upload(self) -> None:
+        """Note a copy to the device."""
+        current.check()
+        assert self.capturing is None, "a copy from the host while a stream captures"
+        self.counts["set"] += 1
+
 
 recorder = Recorder()
 
@@ -80,8 +155,9 @@ class Array:
 
     __array_ufunc__ = None
 
-    def __init__(self, host: np.ndarray) -> None:
+    def __init__(self, host: np.ndarray, memory: Memory | None = None) -> None:
         self.host = np.asarray(host)
+        self.memory = Memory() if memory is None else memory
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("an array on the device was given to NumPy")
@@ -107,13 +183,15 @@ class Array:
 
     @property
     def T(self) -> Array:  # noqa: N802
-        return Array(self.host.T)
+        return Array(self.host.T, self.memory)
 
     @property
     def data(self) -> Any:
+        recorder.use(self.memory)
         return SimpleNamespace(ptr=self.host.ctypes.data)
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
+        current.check()
         recorder.wait("get")
         if out is None:
             return self.host.copy()
@@ -123,14 +201,15 @@ class Array:
         return out
 
     def set(self, values: np.ndarray, stream: Stream | None = None) -> None:
-        assert recorder.capturing is None, "set while a stream captures"
         assert isinstance(values, np.ndarray)
         assert values.shape == self.shape
         assert values.dtype == self.dtype
-        recorder.counts["set"] += 1
+        assert self.host.flags.c_contiguous
+        recorder.upload()
         self.host[...] = values
 
     def fill(self, value: Any) -> None:
+        recorder.use(self.memory)
         recorder.queue(lambda: self.host.fill(value))
 
     def tolist(self) -> list[Any]:
@@ -145,15 +224,17 @@ class Array:
         return len(self.host)
 
     def __iter__(self) -> Any:
-        return (Array(self.host[index]) for index in range(len(self.host)))
+        return (Array(self.host[index], self.memory) for index in range(len(self.host)))
 
     def __getitem__(self, key: Any) -> Array:
-        _note_masks(key)
+        _note_waits(key)
         return call(operator.getitem, (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        _note_masks(key)
+        _note_waits(key)
         place, values = unwrap(key), unwrap(value)
+        recorder.use(self.memory)
+        refuse_overlap(self.host[place], values)
         recorder.queue(lambda: operator.setitem(self.host, place, values))
 
     def __float__(self) -> float:
@@ -186,6 +267,8 @@ def _add_operators() -> None:
 
         def in_place(self: Array, other: Any, name: str = name) -> Array:
             change, values = getattr(operator, f"i{name}"), unwrap(other)
+            recorder.use(self.memory)
+            refuse_overlap(self.host, values)
             recorder.queue(lambda: change(self.host, values))
             return self
 
@@ -206,6 +289,7 @@ _add_operators()
 def unwrap(value: Any) -> Any:
     """Return what NumPy is to compute with; refuse arrays that are NumPy's own."""
     if isinstance(value, Array):
+        recorder.use(value.memory)
         return value.host
     if isinstance(value, (list, tuple)):
         return type(value)(unwrap(each) for each in value)
@@ -214,36 +298,55 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def _note_masks(key: Any) -> None:
+def refuse_overlap(target: np.ndarray, *values: Any) -> None:
+    """Refuse to write where another thread still reads; NumPy would make a copy first."""
+    for each in values:
+        if isinstance(each, np.ndarray) and np.may_share_memory(target, each):
+            same = target.__array_interface__ == each.__array_interface__
+            assert same or not np.shares_memory(target, each), "it reads what it writes elsewhere"
+
+
+def _note_waits(key: Any) -> None:
     for each in key if isinstance(key, tuple) else (key,):
         if isinstance(each, Array) and each.dtype == bool:
             recorder.wait("mask")
+        if isinstance(each, list):
+            recorder.upload()
 
 
 def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute on the device, or capture it: then a new array is NaN until the launch."""
+    current.check()
     values = [unwrap(each) for each in args]
     options = {name: unwrap(each) for name, each in kwargs.items()}
-    if recorder.capturing is None:
-        with np.errstate(all="ignore"):
-            result = function(*values, **options)
-        if isinstance(result, tuple):
-            return tuple(Array(each) for each in result)
-        return Array(result) if kwargs.get("out") is None else kwargs["out"]
-    if kwargs.get("out") is not None:
-        recorder.queue(lambda: function(*values, **options))
-        return kwargs["out"]
+    given = [each for each in (*args, *kwargs.values()) if isinstance(each, Array)]
+    out = kwargs.get("out")
+    if out is not None:
+        refuse_overlap(out.host, *values)
+        recorder.queue(lambda: _quietly(function, values, options))
+        return out
+    result = _quietly(function, values, options)
+    if isinstance(result, tuple):
+        assert recorder.capturing is None
+        return tuple(_array(each, given) for each in result)
+    result = np.asarray(result)
+    made = _array(result, given)
+    if recorder.capturing is not None and not any(made.memory is each.memory for each in given):
+        _spoil(result)
+        recorder.queue(lambda: np.copyto(result, _quietly(function, values, options)))
+    return made
+
+
+def _quietly(function: Any, values: list[Any], options: dict[str, Any]) -> Any:
     with np.errstate(all="ignore"):
-        result = np.asarray(function(*values, **options))
-    if any(isinstance(each, np.ndarray) and np.shares_memory(result, each) for each in values):
-        return Array(result)  # a view
+        return function(*values, **options)
 
-    def replay() -> None:
-        with np.errstate(all="ignore"):
-            result[...] = function(*values, **options)
 
-    _spoil(result)
-    recorder.queue(replay)
+def _array(result: np.ndarray, given: list[Array]) -> Array:
+    """Return what was computed as an array; a view lies in the memory of what it is a view of."""
+    for each in given:
+        if np.may_share_memory(result, each.host):
+            return Array(result, each.memory)
     return Array(result)
 
 
@@ -258,16 +361,19 @@ class Stream:
 
     def __init__(self, non_blocking: bool = False) -> None:
         assert non_blocking, "only such a stream can capture beside others"
+        assert current.devices[-1] == GPU
 
     def __enter__(self) -> Stream:
+        assert current.devices[-1] == GPU, "a stream of another device"
+        current.streams.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it."""
+        current.streams.pop()
 
     def begin_capture(self) -> None:
         assert recorder.capturing is None
-        recorder.capturing = []
+        recorder.capturing = Capture()
 
     def end_capture(self) -> Graph:
         assert recorder.capturing is not None
@@ -281,6 +387,7 @@ class Stream:
         return recorder.capturing is not None
 
     def record(self) -> Event:
+        assert current.devices[-1] == GPU, "an event of another device"
         return Event()
 
     def wait_event(self, event: Event) -> None:
@@ -309,12 +416,14 @@ def get_elapsed_time(start: Event, stop: Event) -> float:
 class Graph:
     """Captured work."""
 
-    def __init__(self, works: list[Callable[[], None]]) -> None:
-        self._works = works
+    def __init__(self, captured: Capture) -> None:
+        self._captured = captured
 
     def launch(self, stream: Stream) -> None:
+        lost = [ref for ref in self._captured.others.values() if ref() is None]
+        assert not lost, "a graph uses memory that was given back"
         recorder.counts["launch"] += 1
-        for work in self._works:
+        for work in self._captured.works:
             work()
 
 
@@ -334,6 +443,7 @@ class RawModule:
         """Nothing is left to do."""
 
     def get_function(self, name: str) -> Callable[..., None]:
+        assert current.devices[-1] == GPU, "a kernel for another device"
         kernel = self._kernels[name]
         launch = self._library[f"launch_{name}"]
 
@@ -349,10 +459,22 @@ class RawModule:
 
 
 class MemoryPool:
-    """Where memory comes from."""
+    """Where memory comes from. CuPy loses the free memory of one that is dropped."""
+
+    def __init__(self) -> None:
+        recorder.counts["pool"] += 1
 
     def malloc(self, size: int) -> None:
         raise NotImplementedError
+
+    def free_all_blocks(self) -> None:
+        current.check()
+
+
+def alloc_pinned_memory(size: int) -> bytearray:
+    """Allocate memory of the host for copies."""
+    assert current.devices[-1] == GPU, "memory for another device"
+    return bytearray(size)
 
 
 @contextmanager
@@ -365,14 +487,14 @@ class CuPy:
 
     RawModule = RawModule
     cuda = SimpleNamespace(
-        Device=lambda number: nullcontext(),
+        Device=DeviceContext,
         Stream=Stream,
         MemoryPool=MemoryPool,
-        alloc_pinned_memory=bytearray,
+        alloc_pinned_memory=alloc_pinned_memory,
         using_allocator=using_allocator,
         Event=Event,
         get_elapsed_time=get_elapsed_time,
-        get_current_stream=lambda: Stream(non_blocking=True),
+        get_current_stream=lambda: current.streams[-1],
     )
 
     def __getattr__(self, name: str) -> Any:
@@ -384,8 +506,7 @@ class CuPy:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if name in UPLOADS and not isinstance(args[0], Array):
-                assert recorder.capturing is None, "an upload while a stream captures"
-                recorder.counts["set"] += 1
+                recorder.upload()
                 return Array(np.array(*args, **kwargs))
             if name in WAITS:
                 recorder.wait(name)
@@ -808,7 +929,7 @@ def standin_engine(
     library = cudnn or Cudnn()
     device = Device(
         cupy,
-        0,
+        GPU,
         lambda stream, workspace: CuBlas(blas, stream, workspace, precision),
         lambda stream: Dnn(library, cupy, stream, precision, autotune),
         precision,

@@ -171,7 +171,9 @@ def test_gemm_of_matrices_in_row_order(
     a, b = matrix(rows, inner, a_turned), matrix(inner, columns, b_turned)
     out = matrix(rows, columns, 0)
     expected = a.host @ b.host + (out.host if add else 0)
-    standin_engine().device.gemm(a, b, out, add)
+    device = standin_engine().device
+    with device.active():
+        device.gemm(a, b, out, add)
     np.testing.assert_allclose(out.host, expected, rtol=1e-6)
 
 
@@ -183,9 +185,10 @@ def test_gemm_of_16_bit_numbers(precision: str, kind: str, to_half: bool) -> Non
     out = np.ones((3, 3), np.float32)
     arrays = [Array(to_bits(each, kind)) for each in (a, b)]
     result = Array(to_bits(out, kind) if to_half else out.copy())
-    engine = standin_engine(precision=PRECISIONS[precision])
-    engine.device.gemm(*arrays, result, add=True, factor=0.5)
-    got = from_bits(result.host, kind) if to_half else result.host
-    np.testing.assert_array_equal(got, a @ b / 2 + 1)
-    with pytest.raises(RuntimeError, match=r"cuBLAS says 15: .* not supported"):
-        engine.device.gemm(arrays[0], Array(b), result)
+    device = standin_engine(precision=PRECISIONS[precision]).device
+    with device.active():
+        device.gemm(*arrays, result, add=True, factor=0.5)
+        got = from_bits(result.host, kind) if to_half else result.host
+        np.testing.assert_array_equal(got, a @ b / 2 + 1)
+        with pytest.raises(RuntimeError, match=r"cuBLAS says 15: .* not supported"):
+            device.gemm(arrays[0], Array(b), result)

@@ -66,7 +66,8 @@ def close(got: Any, expected: np.ndarray, tolerance: float) -> None:
 def test_channel_sums(engine: CudaEngine, shape: tuple[int, int, int], last: bool) -> None:
     array, values = on_device(draw(shape), engine, last)
     out = Array(np.arange(shape[1], dtype=np.float32))
-    add_channel_sums(engine.device, array, shape, form_of(values, last), out, 0.5)
+    with engine.active():
+        add_channel_sums(engine.device, array, shape, form_of(values, last), out, 0.5)
     expected = np.arange(shape[1]) + 0.5 * values.sum(axis=(0, 2))
     close(out.host, expected, 1e-5)
 
