@@ -170,7 +170,7 @@ class ImageClassifier:
         transform: mean and scale; ``crop_size`` and ``mirror`` do not count.
         size: height and width to resize images to before the centre is cut out; None for the size
             of the mean file, or that of the input without one.
-        names: of the classes, by label; may be empty.
+        names: of the classes, by label; classes beyond them have none.
 
     Raises:
         NetError: the net takes no images, or gives no class scores.
@@ -219,10 +219,10 @@ class ImageClassifier:
         for start in range(0, len(images), self._batch):
             for scores in self._scores(images[start : start + self._batch]):
                 best = np.argsort(-scores, kind="stable")[:top_k].tolist()
-                yield [
-                    Guess(label, self.names[label] if self.names else "", float(scores[label]))
-                    for label in best
-                ]
+                yield [Guess(label, self._name(label), float(scores[label])) for label in best]
+
+    def _name(self, label: int) -> str:
+        return self.names[label] if label < len(self.names) else ""
 
     def _scores(self, images: Sequence[StrPath]) -> npt.NDArray[np.float32]:
         blob = self.net.blobs[self.net.inputs[0]]
@@ -253,10 +253,10 @@ class ImageClassifier:
                 f"net '{self.net.name}' gives no class scores: expected output '{name}' of shape "
                 f"({self._batch}, classes), got {shape}"
             )
-        if self.names and len(self.names) != classes:
+        if len(self.names) > classes:
             raise UsageError(
                 f"there are {len(self.names)} names of classes, but output '{name}' has {classes} "
-                f"classes"
+                f"classes; give the net's own names with --labels"
             )
 
     def _check_size(self) -> None:

@@ -65,6 +65,11 @@ def test_best_classes_come_first_in_bgr_order(image):
     assert [(g.label, g.name, g.score) for g in guesses] == [(1, "g", 40.0), (0, "b", 20.0)]
 
 
+def test_classes_without_a_name(image):
+    (guesses,) = classifier(names=["red", "green"]).classify(image((1, 2, 3)))
+    assert {guess.label: guess.name for guess in guesses} == {0: "red", 1: "green", 2: ""}
+
+
 def test_any_number_of_images_of_any_size(image):
     paths = image((1, 2, 3), (6, 5, 4), (7, 8, 9), size=(9, 7))
     assert [pairs(each)[0] for each in classifier().classify(paths)] == [(2, 3), (0, 6), (2, 9)]
@@ -126,7 +131,7 @@ def test_means(tmp_path):
         (INPUT.replace("dim: 4 dim: 4", "") % 3, {}, NetError, r"takes no images.*\(2, 3\)"),
         (NET % 5, {}, NetError, r"takes no images.*\(2, 5, 4, 4\)"),
         (INPUT % 3, {}, NetError, "gives no class scores"),
-        (NET % 3, {"names": ["a"]}, UsageError, "1 names of classes, but output 'mean' has 3"),
+        (NET % 3, {"names": "abcd"}, UsageError, "4 names of classes, but output 'mean' has 3"),
         (NET % 3, {"size": (4, 3)}, UsageError, "4x3 are smaller than the net's input, 4x4"),
         (
             NET.replace("dim: 4 dim: 4", "dim: 4 dim: 5") % 3,
