@@ -1,7 +1,13 @@
-"""``python -m protocaffe``: the same as the ``protocaffe`` command."""
+"""The ``protocaffe`` command, also as ``python -m protocaffe``."""
 
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While modules are loaded Ctrl-C just ends the program; then the commands see to it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from protocaffe.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from protocaffe.cli.flags import Flag
 from protocaffe.engines import PRECISIONS, Engine, get_engine
 from protocaffe.errors import UsageError
 from protocaffe.log import init_log, log
+
+if TYPE_CHECKING:
+    from protocaffe.net import Net
 
 GPU = Flag("gpu", "number of the GPU to run on; the same as --engine=cuda with that GPU")
 LEVEL = Flag("level", "the net's level, for include and exclude rules", default=0)
@@ -85,6 +89,16 @@ def shapes(flag: str) -> dict[str, tuple[int, ...]]:
                 f"--shape: expected a blob and its extents, such as data:1,3,224,224, got '{part}'"
             )
     return result
+
+
+def warn_of_inputs(net: Net) -> None:
+    """Say in the log that a net runs on zeros, if it has nothing that fills its inputs."""
+    if net.inputs:
+        log.warning(
+            "The net has no data of its own: its inputs (%s) are all 0 here. Give a net with a "
+            "data layer, such as a train_val.prototxt.",
+            ", ".join(net.inputs),
+        )
 
 
 def log_warnings_only() -> None:

@@ -42,6 +42,9 @@ FLAGS = [
     Flag("force", "replace DB if it exists", default=False),
 ]
 
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""Folders of these names are hardly classes."""
+
 
 def run(flags: Namespace) -> int:
     """Convert as the flags say."""
@@ -87,6 +90,11 @@ def image_sources(root: str, flags: Namespace) -> tuple[str, list[Entry], list[s
     else:
         entries, class_names = scan_classes(root)
         root = os.path.join(root, "")
+        if PARTS.issuperset(class_names):
+            log.warning(
+                "The classes are %s. If these are parts of a data set, convert each by itself.",
+                " and ".join(class_names),
+            )
         if not flags.shuffle:
             log.warning("The images go in class by class; to train on them, give --shuffle.")
     if flags.shuffle:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from argparse import Namespace
 from contextlib import closing
 
-from protocaffe.cli.common import COMPUTING, chosen_engine
+from protocaffe.cli.common import COMPUTING, chosen_engine, warn_of_inputs
 from protocaffe.cli.counting import counting_progress
 from protocaffe.cli.flags import Flag
 from protocaffe.features import BACKENDS, extract_features
@@ -38,6 +38,7 @@ def run(flags: Namespace) -> int:
         flags.gpu = flags.gpu or flags.device
     engine = chosen_engine(flags)
     net = Net(flags.net, caffe_pb2.TEST, weights=flags.weights, engine=engine)
+    warn_of_inputs(net)
     with closing(net), counting_progress(flags.num_batches) as progress:
         extract_features(
             net,

@@ -6,7 +6,15 @@ from argparse import Namespace
 
 import numpy as np
 
-from protocaffe.cli.common import COMPUTING, ITERATIONS, LEVEL, STAGE, chosen_engine, stages
+from protocaffe.cli.common import (
+    COMPUTING,
+    ITERATIONS,
+    LEVEL,
+    STAGE,
+    chosen_engine,
+    stages,
+    warn_of_inputs,
+)
 from protocaffe.cli.flags import Flag
 from protocaffe.log import log, number
 from protocaffe.net import Net
@@ -34,6 +42,7 @@ def run(flags: Namespace) -> int:
         forward_only=True,
         reuse_memory=True,
     )
+    warn_of_inputs(net)
     log.info("Running for %d iterations.", flags.iterations)
     loss = 0.0
     sums = {name: np.zeros(net.blobs[name].count) for name in net.outputs}

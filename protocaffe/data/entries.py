@@ -92,8 +92,12 @@ def scan_classes(root: StrPath) -> tuple[list[Entry], list[str]]:
 
 def images_in(root: StrPath, name: str = "") -> list[str]:
     """Return the images anywhere under ``root/name``, as sorted paths relative to the root."""
+
+    def refuse(error: OSError) -> None:
+        raise cannot_open("folder of images", error.filename, error) from error
+
     paths = []
-    for folder, _, files in os.walk(os.path.join(root, name)):
+    for folder, _, files in os.walk(os.path.join(root, name), onerror=refuse):
         relative = os.path.relpath(folder, root)
         paths += [
             os.path.normpath(os.path.join(relative, file))
@@ -118,7 +122,7 @@ def cannot_open(what: str, path: StrPath, error: OSError) -> DataError:
 
 def _read_lines(path: StrPath) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             return file.read().split("\n")
     except OSError as error:
         raise cannot_open("list file", path, error) from error
@@ -126,6 +130,8 @@ def _read_lines(path: StrPath) -> list[str]:
 
 def _entry(line: str, where: str, least_label: int) -> Entry:
     path, space, text = line.strip().rpartition(" ")
+    if "\t" in text:
+        path, space, text = line.strip().rpartition("\t")
     if not space:
         raise DataError(f"{where}: expected 'path label' with a space between, got '{line}'")
     if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):

@@ -76,7 +76,7 @@ def read_windows(source: StrPath, fg_threshold: float, bg_threshold: float) -> W
     """
     name = os.fspath(source)
     try:
-        with open(source, encoding="utf-8", errors="surrogateescape") as file:
+        with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError as error:
         raise cannot_open("windows file", source, error) from error

@@ -14,7 +14,7 @@ from protocaffe.proto.caffe_pb2 import PoolingParameter
 
 @register("Pooling")
 class Pooling(Layer):
-    """The maximum or the average of every window, or one of its pixels drawn at random.
+    """The maximum, the average or a random pixel of every window.
 
     Output extent: ceil((in + 2 pad - kernel) / stride) + 1, or floor with ``round_mode: FLOOR``
     (or ``ceil_mode: false``, its name in other software);

@@ -82,7 +82,16 @@ def damaged(path: StrPath, kind: str, content: bytes) -> FileError:
 
 def other_kind(path: StrPath, kind: str) -> FileError:
     """Return the error for a file that parses but has nothing that is looked for."""
-    return FileError(f"{path}: expected a {kind} message, got a file of another kind")
+    where = f" (as in a {SUFFIXES[kind]})" if kind in SUFFIXES else ""
+    return FileError(f"{path}: expected a {kind} message{where}, got a file of another kind")
+
+
+SUFFIXES = {
+    "NetParameter": ".caffemodel",
+    "SolverState": ".solverstate",
+    "BlobProto": ".binaryproto",
+}
+"""How files with a kind of message are called."""
 
 
 def blob_to_array(blob: BlobProto, *, diff: bool = False) -> Array:

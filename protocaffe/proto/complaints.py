@@ -107,6 +107,10 @@ def _unknown_field(complaint: _Complaint, name: str) -> str:
         return f"unknown field '{name}'"
     place = complaint.blocks[-1].field if complaint.blocks else message.name
     what = f"unknown field '{name}' in {place}"
+    if complaint.text[: complaint.offset].endswith(tuple(_QUOTES)):
+        return f"{what}; a text in quotes ends right before it: is one quote missing, or too many?"
+    if not complaint.blocks and _is_of_other_file(message, name):
+        return f"{what}; {_OTHER_FILES[message.name][1]}: is this the file you meant?"
     for outer in complaint.types[:-1]:
         if outer and name in outer.fields_by_name:
             block = complaint.blocks[-1]
@@ -123,15 +127,18 @@ def _unknown_field(complaint: _Complaint, name: str) -> str:
     ]
     if 0 < len(inside) <= _MOST_PLACES:
         return f"{what}; it belongs inside {' or '.join(inside)}"
-    return what + (did_you_mean(name, message.fields_by_name) or _other_file(message, name))
+    return what + did_you_mean(name, message.fields_by_name)
 
 
-def _other_file(message: Descriptor, name: str) -> str:
-    other = {"NetParameter": "SolverParameter", "SolverParameter": "NetParameter"}
-    kind = other.get(message.name)
-    if kind and name in message.file.message_types_by_name[kind].fields_by_name:
-        return f"; it is a field of {kind}: is this the file you meant?"
-    return ""
+_OTHER_FILES = {
+    "NetParameter": ("SolverParameter", "it belongs in a solver, and this is read as a net"),
+    "SolverParameter": ("NetParameter", "it belongs in a net, and this is read as a solver"),
+}
+
+
+def _is_of_other_file(message: Descriptor, name: str) -> bool:
+    other, _ = _OTHER_FILES.get(message.name, ("", ""))
+    return bool(other) and name in message.file.message_types_by_name[other].fields_by_name
 
 
 def _unknown_value(complaint: _Complaint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from functools import cached_property
@@ -147,6 +148,8 @@ def read_text(path: StrPath) -> str:
         TextError: some of its bytes are not UTF-8.
     """
     content = read_bytes(path)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FileError(f"{path}: the text is UTF-16; save the file with UTF-8 encoding")
     if b"\0" in content:
         raise FileError(f"{path}: expected a text file (prototxt), got a binary one")
     try:

@@ -79,9 +79,10 @@ def check_writable(prefix: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
+        create = "" if probe.parent.is_dir() else f"create the folder '{probe.parent}' or "
         raise SolverError(
-            f"cannot write snapshots to '{prefix}*': {error.strerror}; create the folder "
-            f"'{probe.parent}' or change snapshot_prefix"
+            f"cannot write snapshots to '{prefix}*': {error.strerror}; {create}change "
+            f"snapshot_prefix"
         ) from None
 
 
@@ -146,6 +147,10 @@ def read_memory(paths: SnapshotPaths) -> dict[str, Any] | None:
     return None
 
 
+ANEW = "to begin anew with its weights, give its .caffemodel as weights instead"
+"""What may be done with the snapshot of a net that was changed since."""
+
+
 def check_history(state: StoredState, path: str, history: Sequence[Blob]) -> None:
     """Refuse a state whose history is not that of this solver.
 
@@ -155,13 +160,13 @@ def check_history(state: StoredState, path: str, history: Sequence[Blob]) -> Non
     if len(state.history) != len(history):
         raise WeightsError(
             f"{path}: has the history of {len(state.history)} parameter(s), but this solver "
-            f"has {len(history)}; it belongs to another net or solver type"
+            f"has {len(history)}; it belongs to another net or solver type; {ANEW}"
         )
     for index, (blob, stored) in enumerate(zip(history, state.history, strict=True)):
         if np.prod(stored.shape, dtype=object) != blob.count:
             raise WeightsError(
                 f"{path}: history blob {index} has shape {stored.shape} there but {blob.shape} "
-                f"in this net; the snapshot belongs to another net"
+                f"in this net; the snapshot belongs to another net; {ANEW}"
             )
 
 

@@ -146,6 +146,11 @@ class Solver:
         if resume is not None:
             log.info("Restoring previous solver status from %s", resume)
             self.restore(resume)
+        if 0 < self.param.max_iter <= self.iter:
+            log.warning(
+                "%d iterations are done already, and max_iter is %d: nothing will be trained",
+                *(self.iter, self.param.max_iter),
+            )
         if self.param.snapshot_after_train:
             check_writable(self._prefix)
         self._is_saved = False

@@ -57,6 +57,15 @@ def test_class_folders(run_protocaffe, folder):
         ]
 
 
+def test_parts_of_a_data_set_are_hardly_classes(run_protocaffe, folder):
+    for name in ("train", "test"):
+        (folder / "set" / name).mkdir(parents=True)
+        shutil.copy(folder / "images" / "im00.jpg", folder / "set" / name)
+    done = run_protocaffe("convert_imageset", "--shuffle", "set", "db", cwd=folder)
+    assert done.returncode == 0
+    assert "The classes are test and train. If these are parts of a data set" in done.stderr
+
+
 def test_shuffling(run_protocaffe, folder):
     orders = []
     for seed in (1, 1, 2):

@@ -7,7 +7,10 @@ def test_list_has_one_line_per_type(run_protocaffe):
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == layer_types()
     assert all(len(line) <= 100 for line in lines)
-    assert "Pooling" + " " * 18 + "The maximum or the average of every window." in lines
+    assert (
+        "Pooling" + " " * 18 + "The maximum, the average or a random pixel of every window."
+        in lines
+    )
 
 
 def test_one_type_with_settings_and_example(run_protocaffe):

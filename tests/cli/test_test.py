@@ -38,3 +38,17 @@ def test_mistakes(run_protocaffe, digit_folder, flags, code, message):
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_net_without_data_runs_on_zeros(run_protocaffe, digit_folder):
+    text = (digit_folder / "net.prototxt").read_text()
+    inputs = """layer { name: "in" type: "Input" top: "img" top: "lab"
+        input_param { shape { dim: 1 dim: 1 dim: 16 dim: 16 } shape { dim: 1 } } }
+"""
+    (digit_folder / "deploy.prototxt").write_text(
+        inputs + text[text.index('layer {\n  name: "stem') :]
+    )
+    words = ("--model=deploy.prototxt", "--weights=digit_iter_40.caffemodel", "--iterations=1")
+    done = run_protocaffe("test", *words, cwd=digit_folder)
+    assert done.returncode == 0, done.stderr
+    assert "no data of its own: its inputs (img, lab) are all 0 here" in done.stderr

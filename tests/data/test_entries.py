@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -16,11 +17,20 @@ def test_lists(tmp_path):
     ]
 
 
+def test_lists_made_with_a_spreadsheet_or_on_windows(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a b.png\t3\r\nc.png 4\r\n", encoding="utf-8-sig", newline="")
+    assert [entry[:2] for entry in read_list(path)] == [
+        ("a b.png", 3),
+        ("c.png", 4),
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("b.png", "expected 'path label' with a space between, got 'b.png'"),
-        ("b.png\t1", "expected 'path label' with a space"),
+        ("b.png\tx", "label 'x' is no whole number"),
         ("b.png x", "label 'x' is no whole number"),
         ("b.png 1_0", "label '1_0' is no whole number"),
         ("b.png 1.0", "label '1.0' is no whole number"),
@@ -87,6 +97,19 @@ def test_an_empty_class_folder(classes):
         f"class folder '{classes}/crow' has no images; remove it (it would take label 1), or put "
         f"images in it: .bmp .gif"
     )
+
+
+def test_a_class_folder_that_may_not_be_read(classes, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"folder of images '.*dog': Permission denied$"):
+        scan_classes(classes)
 
 
 def test_folders_without_class_folders(tmp_path):

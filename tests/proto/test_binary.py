@@ -96,7 +96,10 @@ MODEL = (GOLDEN / "model_current" / "model.caffemodel").read_bytes()
         (b'name: "net"\n', r"another kind \(it looks like a text file\)"),
         (b"\x89HDF\r\n\x1a\n", r"got an HDF5 file; name it \*\.h5"),
         (array_to_blob(np.float32([1, 2])).SerializeToString(), "got a file of another kind"),
-        (SolverState(iter=3).SerializeToString(), "got a file of another kind"),
+        (
+            SolverState(iter=3).SerializeToString(),
+            r"\(as in a \.caffemodel\), got a file of another",
+        ),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, content, message):

@@ -24,7 +24,8 @@ MISTAKES = {
     "layer { zzz { a: 1 } }": ("1:9", "unknown field 'zzz' in layer"),
     "layer { kernel_size: 3 }": ("1:9", "inside convolution_param or pooling_param"),
     "layer { blobs_lr: 1 }": ("1:9", "write param { lr_mult: ... }"),
-    "base_lr: 1": ("1:1", "a field of SolverParameter: is this the file you meant?"),
+    "base_lr: 1": ("1:1", "it belongs in a solver, and this is read as a net: is this the file"),
+    "layer { name: 'a type: 'X' }": ("1:25", "unknown field 'X' in layer; a text in quotes ends"),
     "layer { pooling_param { pool: MAXX } }": (
         "1:31",
         "unknown value MAXX for 'pool'; did you mean 'MAX'? (known: MAX, AVE, STOCHASTIC)",
@@ -150,12 +151,15 @@ def test_files_that_cannot_be_read(reader, tmp_path):
     (tmp_path / "weights").write_bytes(b"\n\x04\0\0")
     with pytest.raises(FileError, match=r"no such file; did you mean 'train_val\.prototxt'"):
         reader(tmp_path / "train_va.prototxt")
-    with pytest.raises(FileError, match=r"no such file$"):
+    with pytest.raises(FileError, match=r"no such file \(nor does the folder '.*nowhere' exist\)$"):
         reader(tmp_path / "nowhere" / "n.prototxt")
     with pytest.raises(FileError, match="expected a file, got a folder"):
         reader(tmp_path)
     with pytest.raises(FileError, match="expected a text file"):
         reader(tmp_path / "weights")
+    (tmp_path / "notepad").write_text("name: 'n'", encoding="utf-16")
+    with pytest.raises(FileError, match="the text is UTF-16; save the file with UTF-8 encoding"):
+        reader(tmp_path / "notepad")
 
 
 def test_bytes_that_are_not_utf8(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -309,6 +310,24 @@ def test_no_training_is_done_whose_result_cannot_be_written(tmp_path: Path) -> N
     with pytest.raises(SolverError, match="create the folder"):
         solver.solve()
     assert solver.iter == 0
+
+
+def test_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "touch", denied)
+    param = settings(snapshot=1, snapshot_prefix=str(tmp_path / "tiny"))
+    with pytest.raises(SolverError, match=r"tiny\*': Permission denied; change snapshot_prefix"):
+        get_solver(param)
+
+
+def test_a_run_that_is_over_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    solver = get_solver(settings(max_iter=2))
+    solver.solve()
+    assert "nothing will be trained" not in caplog.text
+    solver.solve()
+    assert "2 iterations are done already, and max_iter is 2: nothing will be" in caplog.text
 
 
 def test_callbacks_run_around_every_iteration() -> None:
