@@ -22,6 +22,7 @@ from protocaffe.engines.cuda import (  # noqa: F401  (importing registers the ov
     lrn,
     neurons,
     pooling,
+    prelu,
     scale,
 )
 from protocaffe.engines.cuda.device import Device

@@ -96,7 +96,7 @@ def add_channel_sums(
         out: what to add to, one float32 for each channel.
         factor: what the sums are multiplied by.
     """
-    _add_sums(device, "channel_sums", (array,), shape, form, (out, factor))
+    add_sums(device, "channel_sums", (array,), shape, form, (out, factor))
 
 
 def rectify_and_add_sums(
@@ -118,10 +118,10 @@ def rectify_and_add_sums(
         slope: the ReLU's for numbers below 0.
         shape, form, out, factor: see :func:`add_channel_sums`.
     """
-    _add_sums(device, "rectified_sums", (y, dy, slope), shape, form, (out, factor))
+    add_sums(device, "rectified_sums", (y, dy, slope), shape, form, (out, factor))
 
 
-def _add_sums(
+def add_sums(
     device: Device,
     kernel: str,
     arguments: tuple[Any, ...],
@@ -129,7 +129,15 @@ def _add_sums(
     form: Form,
     sums: tuple[Any, float],
 ) -> None:
-    """Run a kernel that makes sums of slices, and add those up."""
+    """Run a kernel that makes sums of slices, and add those up.
+
+    Args:
+        device: the GPU.
+        kernel: its name; it has the arguments of ``channel_sums`` but for the array.
+        arguments: what it has instead.
+        shape, form: see :func:`add_channel_sums`.
+        sums: what to add to, and what the sums are multiplied by.
+    """
     out, factor = sums
     slicing = slice_channels(shape, form is not None, arguments[0].dtype.itemsize)
     if slicing.slices == 1:

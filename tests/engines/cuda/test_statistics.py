@@ -94,12 +94,11 @@ def layer(kind: str, bottom: str, top: str, settings: str = "") -> str:
 def build(text: str, shape: tuple[int, ...], engine: Any, phase: int, backward: bool = True) -> Net:
     """Return a net over a convolution that only copies, whose top lies as the precision has it."""
     dims = " ".join(f"dim: {extent}" for extent in shape)
-    begin = f"""force_backward: {str(backward).lower()}
-        layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }}"""
-    copies = f"""param {{ lr_mult: 0 }} convolution_param {{ bias_term: false kernel_size: 1
-        num_output: {shape[1]} }}"""
-    net = Net(begin + layer("Convolution", "x", "c", copies) + text, phase, engine=engine, seed=1)
-    net.params["convolution"][0].data[...] = np.eye(shape[1])[..., None, None]
+    text = f"""layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }}
+        layer {{ name: "copy" type: "Convolution" bottom: "x" top: "c" convolution_param {{
+            num_output: {shape[1]} kernel_size: 1 bias_term: false }} }} {text}"""
+    net = Net(text, phase, engine=engine, seed=1, forward_only=not backward)
+    net.params["copy"][0].data[...] = np.eye(shape[1])[..., None, None]
     rng = np.random.default_rng(3)
     for kind, blobs in net.params.items():
         for blob in blobs if kind in ("scale", "bias", "prelu") else ():
@@ -141,7 +140,7 @@ def agree(
     for name, blobs in nets[1].params.items():
         for got, blob in zip(nets[0].params[name], blobs, strict=True):
             close(got.data, blob.data, 1e-5)
-            if name != "convolution":
+            if name != "copy":
                 close(got.diff, blob.diff, 1e-4)
 
 
@@ -230,3 +229,13 @@ def test_scale_and_bias_as_one_with_relu(
 ) -> None:
     text = layer(kind, "c", top, settings) + (layer("ReLU", top, top, relu) if relu else "")
     agree(text, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("top", ["c", "y"])
+@pytest.mark.parametrize("shared", ["false", "true"])
+@pytest.mark.parametrize("learns", [0, 1])
+@pytest.mark.parametrize("shape", [(6, 8, 5, 4), (3, 5, 7, 3), (40, 3, 16, 16)])
+def test_prelu(precision: str, top: str, shared: str, learns: int, shape: tuple[int, ...]) -> None:
+    settings = f"param {{ lr_mult: {learns} }} prelu_param {{ channel_shared: {shared} }}"
+    agree(layer("PReLU", "c", top, settings), precision, shape)
