@@ -119,18 +119,26 @@ class ChannelAffine(Override[AnyLayer]):
         self.device.run_wide("channel_affine", x.size, x, y, kept, keeps, *settings)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
-        dy = self.diff(top[0], self.form)
+        wanted, dy = propagate_down[0], self.diff(top[0], self.form)
         x = self._x(bottom[0]) if self._needs_x else dy
+        dx = self.diff(bottom[0], self.form) if wanted else dy
         means = (self._zeros, self._zeros)
-        if self._needs_x and (self.follows_batch or self._wants(self._gamma, self._beta)):
-            sums = self._add_up(dy, x)
+        if self.follows_batch or (self._needs_x and self._wants(self._gamma, self._beta)):
+            at_once = wanted and not (self.follows_batch or self._leaves)
+            sums = self._add_up(dy, x, dx, at_once)
             means = sums if self.follows_batch else means
+            wanted = wanted and not at_once
         elif self._wants(self._beta):
             assert self._beta is not None
             diff, factor = self._beta.diff, self._unscale
             add_channel_sums(self.device, dy, self.shape, self.form, diff, factor)
-        if propagate_down[0]:
-            self._pull(dy, x, self.diff(bottom[0], self.form), means)
+        if wanted:
+            self._pull(dy, x, dx, means)
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether Scale and ReLU would leave something in dy, which is not dx."""
+        return not self._in_place and self._last is not self.layer
 
     def _x(self, bottom: Blob) -> Any:
         return self._kept if self._overwritten else self.data(bottom, self.form)
@@ -156,12 +164,15 @@ class ChannelAffine(Override[AnyLayer]):
         """Return how sums over numbers like x are divided."""
         return slice_channels(self.shape, self.form is not None, x.dtype.itemsize)
 
-    def _add_up(self, dy: Any, x: Any) -> Any:
-        """Add to the parameters' diffs; return what dx loses to the batch's statistics."""
+    def _add_up(self, dy: Any, x: Any, dx: Any, wanted: bool) -> Any:
+        """Add to the parameters' diffs; return what dx loses to the batch's statistics.
+
+        If it is ``wanted`` dx is set on the way, to what it is by constant statistics.
+        """
         slicing = self.slicing(x)
         parts = self.xp.empty((2, slicing.channels * slicing.slices), np.float32)
         means = self.xp.empty((2, slicing.channels), np.float32)
-        arrays = (dy, x, *self._constants(), self._slope, *parts)
+        arrays = (dy, x, dx, wanted, *self._constants(), self._slope, *parts)
         self.device.run_blocks("affine_sums", slicing.blocks, *arrays, *slicing.extents)
         diffs: list[Any] = [self._unscale]
         for blob in (self._gamma, self._beta):
@@ -174,8 +185,8 @@ class ChannelAffine(Override[AnyLayer]):
         return means
 
     def _pull(self, dy: Any, x: Any, dx: Any, means: Any) -> None:
-        """Set dx; and dy to what Scale and ReLU would leave there, if it is another array."""
-        leaves = not self._in_place and self._last is not self.layer
+        """Set dx; and dy to what Scale and ReLU would leave there."""
+        leaves = self._leaves
         if leaves or self._slope != 1 or self.follows_batch:
             left_factor = self._ones if self._owner is self.layer else self.gamma()
             settings = (*self._constants(), left_factor, *means, self._slope, *self._walk)

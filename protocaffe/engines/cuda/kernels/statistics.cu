@@ -136,33 +136,38 @@ struct TwoSums {
   }
 };
 
-// The sums of g and of g (x - middle), where g is dy behind the ReLU.
+// The sums of g and of g (x - middle), where g is dy behind the ReLU. Where dx is factor g and
+// nothing more it is set on the way: dx may be dy.
 template <int WIDTH, bool LAST>
 struct Correlating {
   enum { COUNT = WIDTH, TOTALS = LAST ? WIDTH : 1 };
   typedef TwoSums Total;
   struct Loaded {
     Group<COUNT> dy, x;
+    int at;
   };
   const real *dy, *x;
+  real* dx;
+  int wanted;
   const float *middle, *factor, *shift;
   float slope, *plain, *product;
   Group<TOTALS, float> middles, factors, shifts;
 
-  __device__ Correlating(const real* dy, const real* x, const float* middle, const float* factor,
-                         const float* shift, float slope, float* plain, float* product)
-      : dy(dy), x(x), middle(middle), factor(factor), shift(shift), slope(slope), plain(plain),
-        product(product) {}
+  __device__ Correlating(const real* dy, const real* x, real* dx, int wanted, const float* middle,
+                         const float* factor, const float* shift, float slope, float* plain,
+                         float* product)
+      : dy(dy), x(x), dx(dx), wanted(wanted), middle(middle), factor(factor), shift(shift),
+        slope(slope), plain(plain), product(product) {}
   __device__ void prepare(int c) {
     middles = read<TOTALS>(middle + c);
     factors = read<TOTALS>(factor + c);
     shifts = read<TOTALS>(shift + c);
   }
   __device__ void load(int at, Loaded& loaded) {
-    loaded.dy = read<COUNT>(dy + at);
-    loaded.x = read<COUNT>(x + at);
+    loaded = {read<COUNT>(dy + at), read<COUNT>(x + at), at};
   }
   __device__ void take(const Loaded& loaded, TwoSums* sums) {
+    Numbers<real, COUNT> passed;
     for (int k = 0; k < COUNT; ++k) {
       int own = LAST ? k : 0;
       float x = loaded.x[k], gradient = loaded.dy[k];
@@ -170,7 +175,9 @@ struct Correlating {
         gradient *= slope;
       sums[own].plain += gradient;
       sums[own].product += gradient * (x - middles[own]);
+      passed.at[k] = factors[own] * gradient;
     }
+    if (wanted) *(Numbers<real, COUNT>*)(dx + loaded.at) = passed;
   }
   __device__ void close(TwoSums*) {}
   __device__ void store(TwoSums total, int c, int slice, Slicing s) {
@@ -179,12 +186,14 @@ struct Correlating {
   }
 };
 
-extern "C" __global__ void affine_sums(const real* dy, const real* x, const float* middle,
-                                       const float* factor, const float* shift, float slope,
-                                       float* plain, float* product, int images, int channels,
-                                       int area, int lanes, int width, int slices, int share) {
+extern "C" __global__ void affine_sums(const real* dy, const real* x, real* dx, int wanted,
+                                       const float* middle, const float* factor,
+                                       const float* shift, float slope, float* plain,
+                                       float* product, int images, int channels, int area,
+                                       int lanes, int width, int slices, int share) {
   Slicing slicing = {images, channels, area, lanes, width, slices, share};
-  block_reduce<Correlating>(slicing, dy, x, middle, factor, shift, slope, plain, product);
+  block_reduce<Correlating>(slicing, dy, x, dx, wanted, middle, factor, shift, slope, plain,
+                            product);
 }
 
 // One block per channel: the sums from those of the slices. They are what gamma and shift get,
