@@ -247,15 +247,23 @@ class Device:
 
     def pack(self, plain: Any, array: Any, form: ChannelsLast, factor: float = 1.0) -> None:
         """Set an array in a form to ``factor`` times plain numbers."""
-        extents = (form.channels, form.area, form.count)
-        self.run("pack", form.count, plain, array, float(factor), *extents)
+        count = form.count
+        if form.is_in_order:
+            self.run_wide("pack_in_order", count, plain, array, float(factor), count)
+            return
+        extents = (form.channels, form.area, count)
+        self.run("pack", count, plain, array, float(factor), *extents)
 
     def unpack(
         self, array: Any, plain: Any, form: ChannelsLast, factor: float = 1.0, add: bool = False
     ) -> None:
         """Set plain numbers to ``factor`` times those of an array in a form, or add to them."""
-        extents = (form.channels, form.area, form.count)
-        self.run("unpack", form.count, array, plain, float(factor), add, *extents)
+        count = form.count
+        if form.is_in_order:
+            self.run_wide("unpack_in_order", count, array, plain, float(factor), add, count)
+            return
+        extents = (form.channels, form.area, count)
+        self.run("unpack", count, array, plain, float(factor), add, *extents)
 
     def plain(self, native: DeviceArray) -> Any:
         """Return numbers as plain ones: the array itself if it is plain, else a copy."""

@@ -71,6 +71,11 @@ class ChannelsLast:
         """How many numbers."""
         return self.images * self.channels * self.area
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the order is Caffe's, too."""
+        return 1 in (self.channels, self.area)
+
 
 Form = ChannelsLast | None
 """None is plain."""

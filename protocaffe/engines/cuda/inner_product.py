@@ -123,4 +123,4 @@ def _in_a_row(count: int) -> ChannelsLast:
 
 def _in_one_order(form: Form) -> Form:
     """A form whose order is Caffe's, too; else None."""
-    return form if form is not None and 1 in (form.channels, form.area) else None
+    return form if form is not None and form.is_in_order else None

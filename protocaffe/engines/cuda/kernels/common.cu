@@ -73,18 +73,20 @@ typedef Numbers<real, WIDE> Wide;
 __device__ inline int wide_place() { return WIDE * place(); }
 
 // Numbers from x[first] on; 0 where there are none any more.
-__device__ inline Wide load(const real* x, int first, int count) {
-  if (first + WIDE <= count) return *(const Wide*)(x + first);
-  Wide numbers;
-  for (int k = 0; k < WIDE; ++k) numbers.at[k] = first + k < count ? x[first + k] : real(0.0f);
+template <int COUNT = WIDE, class Type>
+__device__ inline Numbers<Type, COUNT> load(const Type* x, int first, int count) {
+  if (first + COUNT <= count) return *(const Numbers<Type, COUNT>*)(x + first);
+  Numbers<Type, COUNT> numbers;
+  for (int k = 0; k < COUNT; ++k) numbers.at[k] = first + k < count ? x[first + k] : Type(0.0f);
   return numbers;
 }
 
-__device__ inline void store(const Wide& numbers, real* y, int first, int count) {
-  if (first + WIDE <= count)
-    *(Wide*)(y + first) = numbers;
+template <class Type, int COUNT>
+__device__ inline void store(const Numbers<Type, COUNT>& numbers, Type* y, int first, int count) {
+  if (first + COUNT <= count)
+    *(Numbers<Type, COUNT>*)(y + first) = numbers;
   else
-    for (int k = 0; k < WIDE; ++k)
+    for (int k = 0; k < COUNT; ++k)
       if (first + k < count) y[first + k] = numbers.at[k];
 }
 
