@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
 from typing import Any, TypeVar
@@ -25,6 +26,12 @@ CANDIDATES = 8
 
 CANDIDATE_WORKSPACE = 256 << 20
 """Bytes of workspace beyond which a plan is not timed, unless it is the heuristic's first."""
+
+SHAPES = 8
+"""For how many shapes of blobs plans are timed; images of ever other sizes would take too long."""
+
+KEPT = 1000
+"""How many graphs are kept for layers to come, which may have the shapes of layers before."""
 
 RUNS = 3
 """How often a plan is run between the events that time it."""
@@ -113,6 +120,7 @@ class Dnn:
         self.reasons: dict[Operation, str] = {}
         self._graphs: dict[Operation, Graph | None] = {}
         self._fastest: dict[tuple[Operation, ...], Graph] = {}
+        self._shapes: Counter[Operation] = Counter()
         self._timed, self._seconds = 0, 0.0
         # Captured graphs hold addresses, so a workspace that became too small stays.
         self._workspaces = [xp.empty(1, "uint8")]
@@ -120,6 +128,8 @@ class Dnn:
     def graph(self, operation: Operation) -> Graph | None:
         """Return what computes an operation, or None if cuDNN cannot; see ``reasons``."""
         if operation not in self._graphs:
+            if len(self._graphs) == KEPT:
+                del self._graphs[next(iter(self._graphs))]
             try:
                 self._graphs[operation] = Graph(self, operation)
             except self.cudnn.cudnnGraphNotSupportedError as error:
@@ -151,12 +161,18 @@ class Dnn:
     def fastest(self, graphs: Sequence[Graph], compute: Callable[[Graph], object]) -> Graph:
         """Return the graph by which something is computed in the least time, at its best plan.
 
+        The first one it is after ``SHAPES`` calls that differ in nothing but shapes.
+
         Args:
             graphs: those that can.
             compute: does it by one of them.
         """
         key = tuple(graph.operation for graph in graphs)
         if key not in self._fastest:
+            kind = replace(key[0], geometry=replace(key[0].geometry, image=(), grid=()))
+            if self._shapes[kind] == SHAPES:
+                return graphs[0]
+            self._shapes[kind] += 1
             start = perf_counter()
             self._fastest[key] = min(graphs, key=lambda graph: self._tune(graph, compute))
             self._seconds += perf_counter() - start

@@ -274,6 +274,25 @@ def test_plans_are_timed_once_and_that_is_logged(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.usefixtures("_small_memory")
+def test_plans_are_not_timed_for_ever_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnn, "SHAPES", 2)
+    monkeypatch.setattr(dnn, "KEPT", 5)
+    engine = standin_engine(autotune=True)
+    net, other = (
+        Net(text_of("3x3"), caffe_pb2.TRAIN, engine=each, seed=1) for each in (engine, "numpy")
+    )
+    timed = []
+    for images in (1, 2, 3, 1, 4):
+        for each in (net, other):
+            each.blobs["x0"].reshape(images, 8, 6, 6)
+        expected, got = run(other, images), run(net, images)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(got[name], array, err_msg=name)
+        timed.append(recorder.counts["event"])
+    assert timed[0] < timed[1] == timed[2] == timed[4]
+
+
+@pytest.mark.usefixtures("_small_memory")
 def test_nets_that_do_not_train_take_the_heuristics_plan() -> None:
     cudnn = Cudnn(plans=COSTS)
     text = text_of("3x3").replace("force_backward: true", "")
