@@ -47,7 +47,7 @@ def test_a_list(run_protocaffe, folder):
     ("words", "code", "message"),
     [
         ([*FOLDERS, "--input=list.txt", "--strict"], 1, "list.txt:2: image 'in/b/none.png': No"),
-        (["--input_folder=none", "--output_folder=out"], 1, "'none' has no images in it"),
+        (["--input_folder=none", "--output_folder=out"], 1, "folder of images 'none"),
         (["--input_folder=in", "--output_folder=full"], 1, "'full' exists already"),
         (["--input_folder=in"], 2, "output_folder"),
         ([*FOLDERS, "--output_side_length=0"], 2, "at least 1"),

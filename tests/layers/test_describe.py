@@ -118,7 +118,7 @@ def test_settings_are_all_that_the_class_reads(name):
 
 def test_description_of_a_layer():
     pooling = describe("Pooling")
-    assert pooling.summary.startswith("The maximum or the average of every window, or one")
+    assert pooling.summary.startswith("The maximum, the average or a random pixel")
     assert pooling.text[0].startswith("Output extent: ceil(")
     assert pooling.facts["Tops"].startswith("y (N, C, H', W'); with MAX")
     assert pooling.facts["Reference"].startswith("Caffe's PoolingLayer (there")
