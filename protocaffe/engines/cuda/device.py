@@ -284,10 +284,7 @@ class Device:
         if native.array is None:
             self._refuse_capture("memory that is not on the device yet")
             with self.active():
-                form = native.form
-                native.array = (
-                    self.empty(form) if form else self.xp.empty(storage.count, storage.dtype)
-                )
+                native.array = self._memory(storage, native.form)
         if storage.truth is Truth.ZERO:
             with self.active():
                 if native.group is None or not native.group.fill_zeros():
@@ -305,7 +302,8 @@ class Device:
         """Give layers that this thread runs their blobs' arrays on the device.
 
         Those that ask by ``blob.data`` get plain ones. Where an array lies in another form than
-        the one asked for, it is a copy, which is copied back afterwards.
+        the one asked for, it is a copy, which is copied back afterwards; or memory for one with
+        any content, if the layer is going to overwrite it all.
 
         Args:
             touched: receives the storages that a layer asked for; they count as written.
@@ -313,14 +311,19 @@ class Device:
         """
         copies: dict[tuple[int, Form], tuple[Storage, Any, float]] = {}
 
-        def serve(storage: Storage, form: Form = None, scale: float = 1.0) -> Any:
+        def serve(
+            storage: Storage, form: Form = None, scale: float = 1.0, overwrites: bool = False
+        ) -> Any:
             native = self.bring(storage)
             touched[id(storage)] = storage
             storage.native_overwrite()
             if native.form == form:
                 return native.array
             if (id(storage), form) not in copies:
-                copies[id(storage), form] = (storage, self._copy(native, form, scale), scale)
+                copy = (
+                    self._memory(storage, form) if overwrites else self._copy(native, form, scale)
+                )
+                copies[id(storage), form] = (storage, copy, scale)
             return copies[id(storage), form][1]
 
         with self.active():
@@ -333,6 +336,9 @@ class Device:
             for (_, form), (storage, copy, scale) in copies.items():
                 if not any(storage is each for each in only_read):
                     self._copy_back(copy, form, scale, storage)
+
+    def _memory(self, storage: Storage, form: Form) -> Any:
+        return self.empty(form) if form else self.xp.empty(storage.count, storage.dtype)
 
     def _copy(self, native: DeviceArray, form: Form, scale: float) -> Any:
         plain = self.plain(native)

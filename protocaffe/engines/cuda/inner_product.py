@@ -82,7 +82,8 @@ class CudaInnerProduct(Override[InnerProduct]):
             if self._kept_weights is not None:
                 weights = self._kept_weights.reshape(weights.shape)
             weights = weights.T if layer.transpose else weights
-            dx = self.diff(bottom[0], self._dx_form).reshape(-1, layer.num_input)
+            dx = self.diff(bottom[0], self._dx_form, overwrites=True)
+            dx = dx.reshape(-1, layer.num_input)
             self.device.gemm(dy, weights, dx, factor=1.0 if self._dx_form else unscale)
 
     def _round(self, plain: Any, kept: Any) -> Any:

@@ -68,10 +68,16 @@ class Override(Generic[AnyLayer]):
         """Return a blob's data on the device in a form, flat."""
         return self.device.serve(blob.data_storage, form)
 
-    def diff(self, blob: Blob, form: Form) -> Any:
-        """Return a blob's diff on the device in a form, flat; unless plain, it is scaled."""
+    def diff(self, blob: Blob, form: Form, overwrites: bool = False) -> Any:
+        """Return a blob's diff on the device in a form, flat; unless plain, it is scaled.
+
+        Args:
+            blob: whose.
+            form: the form.
+            overwrites: whether all of it will be written, whatever is there.
+        """
         scale = self.device.precision.diff_scale if form else 1.0
-        return self.device.serve(blob.diff_storage, form, scale)
+        return self.device.serve(blob.diff_storage, form, scale, overwrites)
 
     def prepare(self) -> None:
         """Do on the host what every forward pass needs, also one that is a graph."""
