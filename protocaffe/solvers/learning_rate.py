@@ -36,11 +36,9 @@ def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]
     """Yield what keeps the policy from giving a rate: the field and a message."""
     policy = param.lr_policy
     if policy not in NEEDS:
-        yield (
-            "lr_policy",
-            f"unknown learning rate policy '{policy}'{did_you_mean(policy, NEEDS)} "
-            f"(lr_policy is one of {', '.join(NEEDS)})",
-        )
+        wrong = f"unknown learning rate policy '{policy}'" if policy else "lr_policy is missing"
+        hint = did_you_mean(policy, NEEDS)
+        yield "lr_policy", f"{wrong}{hint} (lr_policy is one of {', '.join(NEEDS)})"
     needed = NEEDS.get(policy, ())
     for field in needed:
         if (policy, field) not in WITHOUT and not param.HasField(field):

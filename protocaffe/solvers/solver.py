@@ -134,6 +134,7 @@ class Solver:
         self._callbacks: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
         self._stop_requested = False
         self._is_saved = False
+        self._has_diverged = False
         self._shown = (time.perf_counter(), 0)
         log.info("Solver scaffolding done.")
 
@@ -416,6 +417,12 @@ class Solver:
         )
         values = [self.net.blobs[name].data.ravel() for name in self.net.outputs]
         self._show_outputs("Train", self.net, values)
+        if math.isnan(self.smoothed_loss) and not self._has_diverged:
+            self._has_diverged = True
+            log.warning(
+                "The loss is no number any more: training has diverged and does not recover. A "
+                "lower base_lr may help, from the start or from an earlier snapshot."
+            )
 
     @staticmethod
     def _show_outputs(phase: str, net: Net, outputs: Sequence[np.ndarray]) -> None:

@@ -46,6 +46,7 @@ def test_multistep_goes_on_from_a_snapshot() -> None:
     [
         ({"lr_policy": "warp"}, "unknown learning rate policy 'warp'"),
         ({"lr_policy": "stpe"}, "did you mean 'step'"),
+        ({}, r"lr_policy is missing \(lr_policy is one of fixed, step"),
         ({"lr_policy": "step", "stepsize": None}, "needs the field stepsize"),
         ({"lr_policy": "step", "stepsize": 0}, "stepsize must be positive"),
         ({"lr_policy": "exp", "gamma": -1}, "gamma must not be negative"),

@@ -330,6 +330,15 @@ def test_a_run_that_is_over_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert "2 iterations are done already, and max_iter is 2: nothing will be" in caplog.text
 
 
+def test_a_run_that_diverges_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    solver = get_solver(settings(display=1))
+    solver.step(1)
+    assert "has diverged" not in caplog.text
+    solver.net.learnable[0].blob.data[...] = np.nan
+    solver.step(2)
+    assert caplog.text.count("training has diverged and does not recover") == 1
+
+
 def test_callbacks_run_around_every_iteration() -> None:
     solver = get_solver(settings())
     seen: list[str] = []
