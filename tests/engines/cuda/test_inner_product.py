@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from protocaffe.engines.cuda.engine import CudaEngine
 from protocaffe.engines.cuda.forms import PRECISIONS
 from protocaffe.net import Net
 from protocaffe.proto import caffe_pb2
+from tests.engines.cuda.places import engine_on
 from tests.engines.cuda.standin import from_bits, recorder, standin_engine, to_bits
 
 KINDS = {"fp16": "half", "bf16": "bfloat16"}
@@ -27,7 +29,7 @@ def rounded(array: np.ndarray, precision: str, factor: float = 1.0) -> np.ndarra
     return from_bits(to_bits(scaled, kind), kind) / np.float32(factor)
 
 
-def build(precision: str, rows: int, below: str, settings: str, slope: float) -> Net:
+def build(engine: CudaEngine, rows: int, below: str, settings: str, slope: float) -> Net:
     layers = f"""layer {{ name: "x" type: "Input" top: "x"
         input_param {{ shape {{ dim: {rows} dim: 2 dim: 3 dim: 3 }} }} }}"""
     if BELOW[below]:
@@ -41,7 +43,6 @@ def build(precision: str, rows: int, below: str, settings: str, slope: float) ->
     if slope != 1:
         layers += f"""layer {{ name: "relu" type: "ReLU" bottom: "y" top: "y"
             relu_param {{ negative_slope: {slope} }} }}"""
-    engine = standin_engine(precision=PRECISIONS[precision])
     return Net(f"force_backward: true {layers}", caffe_pb2.TRAIN, engine=engine, seed=1)
 
 
@@ -52,10 +53,20 @@ def build(precision: str, rows: int, below: str, settings: str, slope: float) ->
 def test_products_of_rounded_numbers(
     precision: str, rows: int, settings: str, slope: float, below: str
 ) -> None:
-    net = build(precision, rows, below, settings, slope)
+    net = build(standin_engine(precision=PRECISIONS[precision]), rows, below, settings, slope)
     for seed in range(3):
         _check_pass(net, precision, slope, "transpose" in settings, seed)
     recorder.counts.clear()
+
+
+@pytest.mark.parametrize("below", BELOW)
+@pytest.mark.parametrize("precision", ["float32", "fp16", "bf16"])  # tf32 rounds as it likes
+def test_products_on_a_gpu(precision: str, below: str) -> None:
+    engine = engine_on("a GPU", precision)
+    for rows, settings, slope in ((6, "", 0.0), (300, "transpose: true", 0.3), (6, "", 1.0)):
+        net = build(engine, rows, below, settings, slope)
+        for seed in range(3):
+            _check_pass(net, precision, slope, bool(settings), seed)
 
 
 def _check_pass(net: Net, precision: str, slope: float, transposed: bool, seed: int) -> None:
