@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,27 @@ def divisor(by: int) -> tuple[int, int, int]:
     """Return a divisor as kernels want it, for dividends below 2^31."""
     shift = (by - 1).bit_length()
     return by, (1 << 32) * ((1 << shift) - by) // by + 1, shift
+
+
+TILES = np.dtype(
+    [(name, DIVISOR) for name in ("across", "down", "pixels", "channels")]
+    + [(name, np.int32) for name in ("all_pixels", "all_channels")]
+)
+"""The kernels' struct ``Tiles``."""
+
+TILE = 1024
+"""How many numbers a tile has at most."""
+
+
+@cache
+def _tiles(form: ChannelsLast) -> tuple[Array, int]:
+    """Return how images are cut into tiles, and how many there are."""
+    side = math.isqrt(TILE)
+    pixels = min(form.area, TILE // min(form.channels, side))
+    channels = min(form.channels, TILE // pixels)
+    across, down = -(-form.area // pixels), -(-form.channels // channels)
+    divisors = map(divisor, (across, down, pixels, channels))
+    return np.array((*divisors, form.area, form.channels), TILES), form.images * across * down
 
 
 def kernel_source() -> str:
@@ -247,23 +270,22 @@ class Device:
 
     def pack(self, plain: Any, array: Any, form: ChannelsLast, factor: float = 1.0) -> None:
         """Set an array in a form to ``factor`` times plain numbers."""
-        count = form.count
         if form.is_in_order:
-            self.run_wide("pack_in_order", count, plain, array, float(factor), count)
-            return
-        extents = (form.channels, form.area, count)
-        self.run("pack", count, plain, array, float(factor), *extents)
+            self.run_wide("pack_in_order", form.count, plain, array, float(factor), form.count)
+        else:
+            tiles, blocks = _tiles(form)
+            self.run_blocks("pack", blocks, plain, array, float(factor), tiles)
 
     def unpack(
         self, array: Any, plain: Any, form: ChannelsLast, factor: float = 1.0, add: bool = False
     ) -> None:
         """Set plain numbers to ``factor`` times those of an array in a form, or add to them."""
-        count = form.count
+        settings = (float(factor), add)
         if form.is_in_order:
-            self.run_wide("unpack_in_order", count, array, plain, float(factor), add, count)
-            return
-        extents = (form.channels, form.area, count)
-        self.run("unpack", count, array, plain, float(factor), add, *extents)
+            self.run_wide("unpack_in_order", form.count, array, plain, *settings, form.count)
+        else:
+            tiles, blocks = _tiles(form)
+            self.run_blocks("unpack", blocks, array, plain, *settings, tiles)
 
     def plain(self, native: DeviceArray) -> Any:
         """Return numbers as plain ones: the array itself if it is plain, else a copy."""

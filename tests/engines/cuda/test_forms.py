@@ -161,6 +161,29 @@ def test_tops_lie_as_bottoms_do(case: Case, kind: str, options: str) -> None:
         assert engine(case).device.form(blob.diff_storage) == form
 
 
+extents = st.sampled_from([1, 2, 3, 5, 31, 32, 33, 64, 70])
+
+
+@run_settings(120)
+@given(
+    st.sampled_from(CASES[1:]),
+    st.builds(ChannelsLast, st.integers(1, 3), extents, extents | st.integers(1, 1500)),
+    st.booleans(),
+)
+def test_packing(case: Case, form: ChannelsLast, add: bool) -> None:
+    device, xp = engine(case).device, engine(case).xp
+    shape = (form.images, form.channels, form.area)
+    plain, before = draw(case, shape, 0), np.ones(shape, np.float32)
+    with device.active():
+        packed, back = device.empty(form), xp.asarray(before.ravel())
+        device.pack(xp.asarray(plain.ravel()), packed, form, 2.0)
+        device.unpack(packed, back, form, 0.25, add)
+        numbers, sums = from_bits(packed.get(), case.kind), back.get().reshape(shape)
+    numbers = numbers.reshape(form.images, form.area, form.channels)
+    np.testing.assert_array_equal(numbers.transpose(0, 2, 1), 2 * plain)
+    np.testing.assert_array_equal(sums, plain / 2 + (before if add else 0))
+
+
 # -- one number in, one number out ---------------------------------------------------------------
 
 

@@ -59,10 +59,10 @@ __device__ inline u32 divide(u32 number, const Divisor& divisor) {
 
 // -- Several numbers per thread -----------------------------------------------------------------
 
-// Neighbouring numbers, moved at once. 16 bytes are the most that one instruction moves; arrays
-// begin at multiples of that.
+// Neighbouring numbers, moved at once. 16 bytes are the most that one instruction moves (larger
+// ones are two); arrays begin at multiples of that.
 template <class Type, int COUNT>
-struct alignas(COUNT * sizeof(Type)) Numbers {
+struct alignas(COUNT * sizeof(Type) < 16 ? COUNT * sizeof(Type) : 16) Numbers {
   Type at[COUNT];
 };
 
