@@ -135,6 +135,10 @@ def _data_warnings(node: Node, state: NetState) -> Iterator[str]:
     for field in OLD_TRANSFORM if param.type in ("Data", "ImageData") else ():
         if settings.HasField(field):
             yield f"{field} in {name} has no effect; move it to transform_param"
+    if param.type == "Data" and settings.HasField("rand_skip"):
+        yield f"rand_skip in {name} has no effect"
+    if param.type == "WindowData" and param.transform_param.HasField("scale"):
+        yield f"scale in transform_param has no effect; move it to {name}"
     if param.transform_param.mirror and state.phase == caffe_pb2.TEST:
         yield "mirror: true mirrors at random in phase TEST, too, so results will vary"
 

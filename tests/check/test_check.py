@@ -162,6 +162,17 @@ layer { name: "h" type: "HDF5Data" top: "h" hdf5_data_param { source: "list" bat
             "layer 'x' (Data): scale in data_param has no effect; move it to transform_param",
         ),
         (
+            'layer { name: "x" type: "Data" top: "x" data_param { source: "." rand_skip: 2 } }',
+            4,
+            "layer 'x' (Data): rand_skip in data_param has no effect",
+        ),
+        (
+            """layer { name: "x" type: "WindowData" top: "x" top: "y"
+            transform_param { scale: 2 crop_size: 4 } window_data_param { source: "no" } }""",
+            4,
+            "layer 'x' (WindowData): scale in transform_param has no effect; move it to window_da",
+        ),
+        (
             """layer { name: "x" type: "Data" top: "x" transform_param { crop_size: 4 mirror: true }
             data_param { source: "." batch_size: 1 } include { phase: TEST } }""",
             4,
