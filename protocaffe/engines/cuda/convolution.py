@@ -99,6 +99,7 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         if self._slope is not None or type(layer) is not ReLU or layer.negative_slope < 0:
             return False
         self._slope = float(layer.negative_slope)
+        # cuDNN has far more plans for a bias and ReLU than for ReLU alone.
         if not self.layer.geometry.bias_term:
             self._no_bias = self.xp.zeros(self.layer.geometry.num_output, np.float32)
         return True
@@ -113,8 +114,9 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
     def _forward(self) -> Pass:
         """The pass with bias and ReLU by cuDNN, or without and then a kernel."""
         dnn, operations = self.device.dnn, [Operation(self._geometry, self.result)]
-        # For ReLUs without bias or with a slope cuDNN has only plans that it compiles at run time.
-        if self.result == GRID and self._bias() is not None and not self._slope:
+        adds = self.layer.geometry.bias_term or self._no_bias is not None
+        # For a ReLU with a slope cuDNN has only plans that it compiles first, if any.
+        if self.result == GRID and adds and not self._slope:
             fused = Operation(self._geometry, GRID, bias=True, relu=self._slope is not None)
             operations.insert(0 if dnn.fuses_fast else 1, fused)
         return Pass(dnn, _known(self.device, operations), self._tunes)
