@@ -76,7 +76,7 @@ class CudaEltwise(Override[Eltwise]):
         y = self.data(top[0], self._form) if self._slope != 1 else None
         dy = self.diff(top[0], self._form)
         parts = [
-            (self.diff(blob, self._form), coeff)
+            (self.diff(blob, self._form, overwrites=True), coeff)
             for blob, coeff, wanted in zip(bottom, self.layer.coeffs, propagate_down, strict=True)
             if wanted
         ]
@@ -108,7 +108,8 @@ class CudaSplit(Override[Split]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             dys = [self.diff(blob, self._form) for blob in top]
-            add_arrays(self.device, dys, self.diff(bottom[0], self._form), [1.0] * len(dys))
+            dx = self.diff(bottom[0], self._form, overwrites=True)
+            add_arrays(self.device, dys, dx, [1.0] * len(dys))
 
 
 class CudaParts(Override[AnyLayer]):
@@ -180,7 +181,7 @@ class CudaConcat(CudaParts[Concat]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if len(bottom) > 1:
             dxs = [
-                self.diff(blob, form) if wanted else None
+                self.diff(blob, form, overwrites=True) if wanted else None
                 for blob, form, wanted in zip(bottom, self.part_forms, propagate_down, strict=True)
             ]
             self.cut(self.diff(top[0], self.whole_form), dxs)
@@ -206,4 +207,4 @@ class CudaSlice(CudaParts[Slice]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if len(top) > 1 and propagate_down[0]:
             dys = [self.diff(*each) for each in zip(top, self.part_forms, strict=True)]
-            self.join(dys, self.diff(bottom[0], self.whole_form))
+            self.join(dys, self.diff(bottom[0], self.whole_form, overwrites=True))

@@ -63,7 +63,7 @@ class CudaLRN(Override[LRN]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             x = self._x if self._in_place else self.data(bottom[0], self._form)
-            dy, dx = self.diff(top[0], self._form), self.diff(bottom[0], self._form)
+            dy, dx = self.diff(top[0], self._form), self.diff(bottom[0], self._form, True)
             if self._in_place:
                 dy = dy.copy()  # threads read their neighbours'
             arguments = (x, dy, dx, self._norm, self._threads)

@@ -1,17 +1,34 @@
-"""ReLU, ReLU6 and Dropout on the device; their tops lie as their bottoms do."""
+"""Layers on the device that treat every number by itself; their tops lie as their bottoms do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from protocaffe.blob import Blob
+from protocaffe.blob import Blob, Storage, serving
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.forms import Form
 from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
-from protocaffe.layers.activation import ReLU, ReLU6
+from protocaffe.layers.activation import (
+    BNLL,
+    ELU,
+    AbsVal,
+    Clip,
+    Exp,
+    Log,
+    Neuron,
+    Power,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    Swish,
+    TanH,
+    Threshold,
+)
 from protocaffe.layers.dropout import Dropout
 
 
@@ -31,6 +48,35 @@ class CudaNeuron(Override[AnyLayer]):
         return device.form(node.bottoms[0].data_storage)
 
 
+@override(AbsVal, BNLL, Clip, ELU, Exp, Log, Power, Sigmoid, Swish, TanH, Threshold)
+class CudaFunction(CudaNeuron[Neuron]):
+    """The layer's own code on float32 numbers with channels last, as they lie."""
+
+    @classmethod
+    def fits(cls, device: Device, node: LayerNode[Neuron]) -> bool:
+        form = device.form(node.bottoms[0].data_storage)
+        return form is not None and not device.precision.is_half
+
+    @contextmanager
+    def _as_they_lie(self) -> Iterator[None]:
+        def serve(storage: Storage) -> Any:
+            return self.device.serve(storage, self.form)
+
+        plain, serving.array = serving.array, serve
+        try:
+            yield
+        finally:
+            serving.array = plain
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        with self._as_they_lie():
+            self.layer.forward(bottom, top)
+
+    def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
+        with self._as_they_lie():
+            self.layer.backward(top, propagate_down, bottom)
+
+
 @override(ReLU)
 class CudaReLU(CudaNeuron[ReLU]):
     """One kernel per pass."""
@@ -43,7 +89,7 @@ class CudaReLU(CudaNeuron[ReLU]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             x, dy = self.data(bottom[0], self.form), self.diff(top[0], self.form)
-            dx, slope = self.diff(bottom[0], self.form), float(self.layer.negative_slope)
+            slope, dx = float(self.layer.negative_slope), self.diff(bottom[0], self.form, True)
             self.device.run_wide("relu_backward", x.size, x, dy, dx, slope, x.size)
 
 
@@ -58,7 +104,7 @@ class CudaReLU6(CudaNeuron[ReLU6]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
             y, dy = self.data(top[0], self.form), self.diff(top[0], self.form)
-            dx = self.diff(bottom[0], self.form)
+            dx = self.diff(bottom[0], self.form, overwrites=True)
             self.device.run_wide("relu6_backward", y.size, y, dy, dx, y.size)
 
 
@@ -84,7 +130,8 @@ class CudaDropout(CudaNeuron[Dropout]):
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            self._run(self.diff(top[0], self.form), self.diff(bottom[0], self.form))
+            dy, dx = self.diff(top[0], self.form), self.diff(bottom[0], self.form, True)
+            self._run(dy, dx)
 
     def _run(self, x: Any, y: Any) -> None:
         settings = (self._seed, self.layer.ratio, self.layer.scale, x.size)

@@ -123,7 +123,7 @@ class CudaPooling(Override[Pooling]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if not propagate_down[0]:
             return
-        dy, dx = self.diff(top[0], self._top_form), self.diff(bottom[0], self._form)
+        dy, dx = self.diff(top[0], self._top_form), self.diff(bottom[0], self._form, True)
         if self._is_max:
             self._run("max_pool_backward", dx.size, dy, self._codes, dx)
         else:

@@ -224,6 +224,30 @@ def test_dropout(case: Case, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(run.dxs[0], 2 * run.dys[0] * kept)
 
 
+FUNCTIONS = {
+    "AbsVal": np.abs,
+    "BNLL": lambda x: np.log1p(np.exp(x)),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(x)),
+    "Exp": np.exp,
+    "Power": lambda x: x,
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "TanH": np.tanh,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_functions(case: Case, kind: str) -> None:
+    x, function, h = draw(case, (2, 8, 3, 5), 0), FUNCTIONS[kind], 1e-6
+    run = Run(case, neuron(kind, "y"), [x])
+    wide = x.astype(np.float64)
+    slope = (function(wide + h) - function(wide - h)) / (2 * h)
+    assert_rounded(case, run.tops[0], function(wide))
+    assert_rounded(case, run.dxs[0], run.dys[0] * slope, steps=2)
+    form = engine(case).device.form(run.net.blobs["y"].data_storage)
+    assert (form is None) == (not case.last or case.precision != "tf32")
+
+
 # -- sums ----------------------------------------------------------------------------------------
 
 
