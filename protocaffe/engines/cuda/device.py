@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -131,8 +131,7 @@ class Group:
 
     def has(self, storage: Storage) -> bool:
         """Whether a storage still lies here, and not in another group or engine's memory."""
-        native = storage.native
-        return isinstance(native, DeviceArray) and native.group is self
+        return getattr(storage.native, "group", None) is self
 
     def fill_zeros(self) -> bool:
         """Write the zeros that the storages stand for, if all do; else leave it."""
@@ -316,6 +315,14 @@ class Device:
             self._refuse_capture("numbers that are on the host")
             storage.native_read()
         return native
+
+    def bring_all(self, storages: Iterable[Storage]) -> None:
+        """Bring storages up to date that have memory on the device."""
+        native, both = Truth.NATIVE, Truth.BOTH
+        for storage in storages:
+            # Nearly all are, in nearly all passes, and a small net's pass takes little more time.
+            if storage.truth is not native and storage.truth is not both:
+                self.bring(storage)
 
     @contextmanager
     def serving(

@@ -132,7 +132,7 @@ class Dnn:
                 del self._graphs[next(iter(self._graphs))]
             try:
                 self._graphs[operation] = Graph(self, operation)
-            except self.cudnn.cudnnGraphNotSupportedError as error:
+            except (self.cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
                 self._graphs[operation], self.reasons[operation] = None, str(error)
         return self._graphs[operation]
 

@@ -174,8 +174,7 @@ class Segment:
         return True
 
     def _launch(self) -> None:
-        for storage, _ in self._storages:
-            self._device.bring(storage)
+        self._device.bring_all(storage for storage, _ in self._storages)
         with self._device.active():
             self._graph.launch(self._device.stream)
         for storage in self._written:

@@ -69,8 +69,7 @@ class CudaUpdate(WholeUpdate):
             for number, row in enumerate(rows):
                 if not all(map(self._groups[number].has, row)):
                     self._groups[number] = self._gather(row)
-                for storage in row:
-                    self._device.bring(storage)
+                self._device.bring_all(row)
             self._follow_multipliers()
             weights, gradients, *history = (group.array for group in self._groups)
             numbers = (factor, rate, decay, by_sign, keeps_update)
