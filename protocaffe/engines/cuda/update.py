@@ -22,6 +22,9 @@ RULES = {
 }
 """The update rules with a kernel, and the solver's fields that it takes."""
 
+PER_THREAD = 4
+"""Numbers that a thread updates."""
+
 
 class CudaUpdate(WholeUpdate):
     """One launch over all parameters, which lie one after the other; so do gradients and history.
@@ -52,10 +55,11 @@ class CudaUpdate(WholeUpdate):
         blocks = [-(-blob.count // BLOCK) for blob in blobs]
         starts = BLOCK * np.cumsum([0, *blocks])
         self._starts = [int(start) for start in starts[:-1]]
-        self._blocks = sum(blocks)
+        self._blocks = -(-sum(blocks) // PER_THREAD)
         ends = [start + blob.count for start, blob in zip(self._starts, blobs, strict=True)]
         with device.active():
-            self._owner = device.xp.asarray(np.repeat(np.arange(count), blocks).astype(np.int32))
+            owner = np.repeat(np.arange(count, dtype=np.int32), blocks)
+            self._owner = device.xp.asarray(np.pad(owner, (0, -len(owner) % PER_THREAD), "edge"))
             self._ends = device.xp.asarray(np.array(ends, np.int32))
             self._groups = [self._gather(row) for row in self._rows()]
         self._multipliers: tuple[tuple[float, float], ...] = ()
@@ -73,9 +77,9 @@ class CudaUpdate(WholeUpdate):
             self._follow_multipliers()
             weights, gradients, *history = (group.array for group in self._groups)
             numbers = (factor, rate, decay, by_sign, keeps_update)
+            arrays = (weights, gradients, self._owner, self._ends, *self._tables)
             self._device.run_blocks(
-                *(self._kernel, self._blocks, weights, gradients, self._owner, self._ends),
-                *(*self._tables, *numbers, *history, *self._settings),
+                self._kernel, self._blocks, *arrays, *numbers, *history, *self._settings
             )
         for row in rows:
             for storage in row:
@@ -96,7 +100,7 @@ class CudaUpdate(WholeUpdate):
 
     def _gather(self, row: Sequence[Storage]) -> Group:
         """Move storages into one piece of memory."""
-        flat = self._device.xp.zeros(self._blocks * BLOCK, np.float32)
+        flat = self._device.xp.zeros(self._blocks * BLOCK * PER_THREAD, np.float32)
         group = Group(flat, row)
         for storage, start in zip(row, self._starts, strict=True):
             part = flat[start : start + storage.count]

@@ -1,71 +1,84 @@
 // -- Weight updates -----------------------------------------------------------------------------
 
-// All parameters of a net lie one after the other, each from a multiple of BLOCK on, so that a
-// block works on one of them: owner[block] says on which, ends[owner] where it ends.
+// All parameters of a net lie one after the other, each from a multiple of BLOCK on: owner[i / BLOCK]
+// says whose the number i is, ends[owner] where it ends. What lies between them stays as it is. The arrays
+// are long enough for blocks whose threads have four numbers each.
 #define UPDATE_ARGUMENTS                                                                         \
   float *w, float *g, const int *owner, const int *ends, const float *rates, const float *decays, \
       float factor, float rate, float decay, int by_sign, int keeps_update
+#define UPDATE_NAMES w, g, owner, ends, rates, decays, factor, rate, decay, by_sign, keeps_update
 
-#define UPDATE_BEGIN                                                            \
-  int i = place(), mine = owner[blockIdx.x];                                    \
-  if (i >= ends[mine]) return;                                                  \
-  float own_rate = rate * rates[mine], pull = decay * decays[mine], value = w[i]; \
-  float t = factor * g[i];                                                      \
-  t += pull * (by_sign ? (float)((value > 0) - (value < 0)) : value);           \
-  float u;
+typedef Numbers<float, 4> Four;
 
-#define UPDATE_END            \
-  w[i] = value - u;           \
-  if (keeps_update) g[i] = u;
+// w -= rule(gradient, rate, history), for four numbers; the rule changes the history.
+template <bool HAS_SECOND, class Rule>
+__device__ inline void update(UPDATE_ARGUMENTS, float* first, float* second, Rule rule) {
+  int i = 4 * place(), mine = owner[i / BLOCK];
+  Four values = *(Four*)(w + i), gradients = *(Four*)(g + i);
+  Four h = *(Four*)(first + i), v = *(Four*)(second + i);
+  int left = ends[mine] - i;
+  if (left <= 0) return;
+  float own_rate = rate * rates[mine], pull = decay * decays[mine];
+  for (int k = 0; k < 4; ++k) {
+    if (k >= left) break;
+    float value = values.at[k], t = factor * gradients.at[k];
+    t += pull * (by_sign ? (float)((value > 0) - (value < 0)) : value);
+    gradients.at[k] = rule(t, own_rate, h.at[k], v.at[k]);
+    values.at[k] = value - gradients.at[k];
+  }
+  *(Four*)(w + i) = values;
+  *(Four*)(first + i) = h;
+  if (HAS_SECOND) *(Four*)(second + i) = v;
+  if (keeps_update) *(Four*)(g + i) = gradients;
+}
 
 extern "C" __global__ void update_SGD(UPDATE_ARGUMENTS, float* h, float momentum) {
-  UPDATE_BEGIN
-  h[i] = u = momentum * h[i] + own_rate * t;
-  UPDATE_END
+  update<false>(UPDATE_NAMES, h, h, [=](float t, float rate, float& h, float&) {
+    return h = momentum * h + rate * t;
+  });
 }
 
 extern "C" __global__ void update_Nesterov(UPDATE_ARGUMENTS, float* h, float momentum) {
-  UPDATE_BEGIN
-  float before = h[i];
-  h[i] = momentum * before + own_rate * t;
-  u = (1 + momentum) * h[i] - momentum * before;
-  UPDATE_END
+  update<false>(UPDATE_NAMES, h, h, [=](float t, float rate, float& h, float&) {
+    float before = h;
+    h = momentum * before + rate * t;
+    return (1 + momentum) * h - momentum * before;
+  });
 }
 
 extern "C" __global__ void update_AdaGrad(UPDATE_ARGUMENTS, float* h, float delta) {
-  UPDATE_BEGIN
-  h[i] += t * t;
-  u = own_rate * t / (sqrtf(h[i]) + delta);
-  UPDATE_END
+  update<false>(UPDATE_NAMES, h, h, [=](float t, float rate, float& h, float&) {
+    h += t * t;
+    return rate * t / (sqrtf(h) + delta);
+  });
 }
 
 extern "C" __global__ void update_RMSProp(UPDATE_ARGUMENTS, float* h, float rms_decay,
                                           float delta) {
-  UPDATE_BEGIN
-  h[i] = rms_decay * h[i] + (1 - rms_decay) * t * t;
-  u = own_rate * t / (sqrtf(h[i]) + delta);
-  UPDATE_END
+  update<false>(UPDATE_NAMES, h, h, [=](float t, float rate, float& h, float&) {
+    h = rms_decay * h + (1 - rms_decay) * t * t;
+    return rate * t / (sqrtf(h) + delta);
+  });
 }
 
 extern "C" __global__ void update_AdaDelta(UPDATE_ARGUMENTS, float* h, float* v, float momentum,
                                            float delta) {
-  UPDATE_BEGIN
-  h[i] = momentum * h[i] + (1 - momentum) * t * t;
-  u = t * sqrtf((v[i] + delta) / (h[i] + delta));
-  v[i] = momentum * v[i] + (1 - momentum) * u * u;
-  u *= own_rate;
-  UPDATE_END
+  update<true>(UPDATE_NAMES, h, v, [=](float t, float rate, float& h, float& v) {
+    h = momentum * h + (1 - momentum) * t * t;
+    float u = t * sqrtf((v + delta) / (h + delta));
+    v = momentum * v + (1 - momentum) * u * u;
+    return rate * u;
+  });
 }
 
 extern "C" __global__ void update_Adam(UPDATE_ARGUMENTS, float* m, float* v, float first,
                                        float second, float delta) {
-  UPDATE_BEGIN
-  m[i] = first * m[i] + (1 - first) * t;
-  v[i] = second * v[i] + (1 - second) * t * t;
-  u = own_rate * m[i] / (sqrtf(v[i]) + delta);
-  UPDATE_END
+  update<true>(UPDATE_NAMES, m, v, [=](float t, float rate, float& m, float& v) {
+    m = first * m + (1 - first) * t;
+    v = second * v + (1 - second) * t * t;
+    return rate * m / (sqrtf(v) + delta);
+  });
 }
 
 #undef UPDATE_ARGUMENTS
-#undef UPDATE_BEGIN
-#undef UPDATE_END
+#undef UPDATE_NAMES
