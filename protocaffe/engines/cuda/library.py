@@ -204,4 +204,6 @@ def load_cublas(cupy: Any) -> Any:
         from cupy_backends.cuda.libs import cublas  # noqa: F401
     except ImportError as error:
         raise UnavailableError(f"cuBLAS is missing ({_line(error)}); {INSTALL}") from None
-    return ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
+    library = ctypes.CDLL(f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}")
+    library.cublasGetStatusString.restype = ctypes.c_char_p  # else ctypes cuts the address to int
+    return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -92,10 +93,12 @@ def test_cublas_is_found_as_cupy_finds_it(monkeypatch: pytest.MonkeyPatch) -> No
     libraries = CuPysLibraries(names[-1])
     for name, module in zip(names, (ModuleType(""), ModuleType(""), libraries), strict=True):
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("ctypes.CDLL", lambda name: name)
+    opened = SimpleNamespace(cublasGetStatusString=SimpleNamespace(restype=ctypes.c_int))
+    monkeypatch.setattr("ctypes.CDLL", {"libcublas.so.13": opened}.__getitem__)
     runtime = SimpleNamespace(runtimeGetVersion=lambda: 13020)
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    assert load_cublas(cupy) == "libcublas.so.13"
+    assert load_cublas(cupy) is opened
+    assert opened.cublasGetStatusString.restype is ctypes.c_char_p, "else it returns a number"
     libraries.is_there = False
     with pytest.raises(UnavailableError, match=r"cuBLAS is missing \(libcublas.so.13 was not"):
         load_cublas(cupy)
