@@ -29,7 +29,7 @@ WITHOUT = {
     ("poly", "power"): "the rate stays base_lr",
     ("sigmoid", "gamma"): "the rate stays half of base_lr",
 }
-"""Fields that Caffe reads as 0 where a policy misses them, and what comes of that."""
+"""Fields that Caffe reads as 0 where a policy lacks them, and what comes of that."""
 
 
 def rate_problems(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]:
@@ -55,7 +55,7 @@ def missing_rates(param: caffe_pb2.SolverParameter) -> Iterator[tuple[str, str]]
         yield "base_lr", "base_lr is missing and so 0: nothing will be learned"
     for (policy, field), consequence in WITHOUT.items():
         if policy == param.lr_policy and not param.HasField(field):
-            yield "lr_policy", f"lr_policy '{policy}' misses {field}, so {consequence}"
+            yield "lr_policy", f"lr_policy '{policy}' lacks {field}, so {consequence}"
 
 
 @dataclass

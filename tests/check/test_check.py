@@ -271,7 +271,7 @@ def test_a_good_solver_has_no_problems(check_solver):
         (settings("base_lr: 0.1\n"), " warning: base_lr is missing"),
         (
             settings('"fixed"', '"step" stepsize: 5'),
-            "3: warning: lr_policy 'step' misses gamma, so the rate falls to 0 at the first step",
+            "3: warning: lr_policy 'step' lacks gamma, so the rate falls to 0 at the first step",
         ),
         (settings('"fixed"', '"step" gamma: 1'), "3: error: lr_policy 'step' needs the field step"),
         (settings("", "gamma: 1"), "5: warning: gamma has no effect with lr_policy 'fixed'"),
