@@ -80,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProtocaffeError as error:
         print(f"{called}: {_with_model(str(error))}", file=sys.stderr)
         return FAILED
+    except MemoryError as error:  # NumPy and CuPy say how much was asked for
+        asked = f" ({error})" if str(error) else ""
+        hint = "a net takes less with a smaller batch_size"
+        print(f"{called}: not enough memory{asked}; {hint}", file=sys.stderr)
+        return FAILED
     except Terminated as end:
         return SIGNALLED + end.number
     except KeyboardInterrupt:

@@ -43,6 +43,12 @@ def raising(error):
     [
         (errors.NetError("layer 'x': no"), 1, "protocaffe attempt: layer 'x': no\n"),
         (errors.UsageError("not both"), 2, "protocaffe attempt: not both\n"),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            1,
+            "protocaffe attempt: not enough memory (Unable to allocate 9 TiB); a net takes less "
+            "with a smaller batch_size\n",
+        ),
         (KeyboardInterrupt(), 130, ""),
         (Terminated(15), 143, ""),
     ],
