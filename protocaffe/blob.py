@@ -258,7 +258,10 @@ class Storage:
         return view is not None and view is self._host
 
     def _holders_array(self) -> Array | None:
-        return None if self.handed_out is None else self.handed_out()
+        held = None if self.handed_out is None else self.handed_out()
+        if held is None:
+            self.handed_out = None  # whoever goes through many storages asks this one no more
+        return held
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:

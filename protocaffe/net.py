@@ -218,6 +218,10 @@ class Net(NetCalls):
         self._check_cut(first, last)
         with self.serving_holders():
             self._check_forward_ran(first, last)
+            whole = first - last + 1 == len(self.layers)
+            if whole and not self.debug_info and not any(self._callbacks.values()):
+                (self._plan or self._ready()).backward_all()
+                return
             for index in range(first, last - 1, -1):
                 self._call("before_backward", index)
                 self.backward_layer(index)

@@ -127,6 +127,12 @@ class Plan:
         for work in self.backward[index]:
             work()
 
+    def backward_all(self) -> None:
+        """Run the backward work of all layers that have some."""
+        for node in reversed(self.nodes):
+            if node.needs_backward:
+                self.backward_layer(node.index)
+
     def loss(self, index: int) -> SupportsFloat:
         """Return one layer's share of the loss, from its tops."""
         node, loss = self.nodes[index], 0.0

@@ -118,6 +118,7 @@ class Segment:
         self.steps = steps
         self._graphs = graphs
         self._before = before
+        self._prepares = [step.prepare for step in steps if step.prepare is not None]
         graphs.segments.add(self)
         self.forget()
 
@@ -136,9 +137,8 @@ class Segment:
 
     def __call__(self) -> None:
         """Run all layers."""
-        for step in self.steps:
-            if step.prepare is not None:
-                step.prepare()
+        for prepare in self._prepares:
+            prepare()
         if self._graph is not None and any(s.native is not own for s, own in self._storages):
             self._graphs.forget()
         if self._graph is not None or (self._may_capture() and self._capture()):
@@ -266,10 +266,22 @@ class CudaPlan(Plan):
             step.only_read = without(step.only_read, [node.tops[0].diff_storage])
         return True
 
+    def forward_all(self) -> list[SupportsFloat]:
+        """Run all layers' forward work; return the shares of those that have one in the loss."""
+        losses = []
+        for node, works in zip(self.nodes, self.forward, strict=True):
+            for work in works:
+                work()
+            if any(node.layer.loss_weights):
+                losses.append(self.loss(node.index))
+        return losses
+
     def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops = node.bottoms, node.tops
         only_read = without([b.data_storage for b in bottoms], [t.data_storage for t in tops])
-        prepare = runner.prepare if isinstance(runner, Override) else None
+        prepare = None
+        if isinstance(runner, Override) and type(runner).prepare is not Override.prepare:
+            prepare = runner.prepare
         run = partial(runner.forward, bottoms, tops)
         return DeviceStep(self.device, node.index, run, only_read, prepare)
 
