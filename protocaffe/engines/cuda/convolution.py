@@ -55,9 +55,10 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         self._tunes = node.needs_backward
         self._slope: float | None = None
         self._no_bias: Any = None
+        gradients = {each: Operation(self._geometry, each) for each in self._gradients(node)}
         self._backward = {
-            number: Pass(device.dnn, self._graphs(device, self._geometry, number), self._tunes)
-            for number in self._gradients(node)
+            number: Pass(device.dnn, _known(device, [operation]), self._tunes)
+            for number, operation in gradients.items()
         }
 
     @classmethod
@@ -71,8 +72,9 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
             return False
         geometry = _geometry(node)
         for number in (cls.result, *cls._gradients(node)):
-            if not cls._graphs(device, geometry, number):
-                reason = device.dnn.reasons[Operation(geometry, number)].partition("\n")[0]
+            operation = Operation(geometry, number)
+            if device.dnn.graph(operation) is None:
+                reason = device.dnn.reasons[operation].partition("\n")[0]
                 log.warning(
                     "cuDNN cannot run layer '%s' (%s): it runs by own code", layer.name, reason
                 )
@@ -84,14 +86,6 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         """Which gradients backward computes by cuDNN."""
         weights = node.needs_backward and node.layer.param_propagate_down[0]
         return [WEIGHTS] * weights + [cls.source] * any(node.propagate_down)
-
-    @classmethod
-    def _graphs(cls, device: Device, geometry: Geometry, number: int) -> list[Graph]:
-        """The graphs for one of the arrays; for weights in 16 bits, first that for float32."""
-        operations = [Operation(geometry, number)]
-        if number == WEIGHTS and device.precision.is_half:
-            operations.insert(0, Operation(geometry, number, is_wide=True))
-        return _known(device, operations)
 
     def absorb(self, node: LayerNode[Any]) -> bool:
         # With a negative slope, a ReLU's output does not tell the sign of its input.
@@ -175,22 +169,13 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
     def _add_weight_diff(self, arrays: dict[int, Any]) -> None:
         """Add to the weights' diff; cuDNN overwrites."""
         diff, form = self.layer.blobs[0].diff, self._forms[WEIGHTS]
-        gradient = self._backward[WEIGHTS].run(partial(self._weight_gradient, arrays))
+        gradient = self.xp.empty_like(diff) if form is None else self.device.empty(form)
+        self._backward[WEIGHTS].run(partial(Graph.run, arrays={**arrays, WEIGHTS: gradient}))
         if form is None:
-            diff += gradient.reshape(diff.shape)
+            diff += gradient
         else:
             factor = 1 / self.device.precision.diff_scale
             self.device.unpack(gradient, diff, form, factor, add=True)
-
-    def _weight_gradient(self, arrays: dict[int, Any], graph: Graph) -> Any:
-        """Return the gradient for the weights, in the weights' form or, if wide, its order."""
-        form, diff = self._forms[WEIGHTS], self.layer.blobs[0].diff
-        if form is None or graph.operation.is_wide:
-            gradient = self.xp.empty(diff.size, np.float32)
-        else:
-            gradient = self.device.empty(form)
-        graph.run({**arrays, WEIGHTS: gradient})
-        return gradient
 
     def _gradient(self, top: Blob) -> Any:
         """Return dy, behind the ReLU, and add up that of the bias."""

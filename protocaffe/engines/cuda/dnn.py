@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from protocaffe.engines.cuda.forms import FLOAT32, Precision
 from protocaffe.log import log
 
 Extents = tuple[int, ...]
-Result = TypeVar("Result")
 
 IMAGE, WEIGHTS, GRID, BIAS = 1, 2, 3, 4
 """What the tensors of a graph are addressed by."""
@@ -66,14 +65,12 @@ class Operation:
             cross-correlation, image and weights as gradients of it.
         bias: whether a number per channel is added to the grid then.
         relu: whether what is below 0 becomes 0 then. cuDNN is told to let NaN through.
-        is_wide: whether the result is float32 in every precision.
     """
 
     geometry: Geometry
     result: int
     bias: bool = False
     relu: bool = False
-    is_wide: bool = False
 
 
 class Dnn:
@@ -288,8 +285,6 @@ class Graph:
             made = self._graph.relu(input=made)
         made.set_output(True).set_uid(result).set_dim(list(shapes[result]))
         made.set_stride(self._dnn.strides(shapes[result]))
-        if operation.is_wide:
-            made.set_data_type(self._dnn.cudnn.data_type.FLOAT)
 
     def _tensor(self, number: int, shape: Extents) -> Any:
         strides = self._dnn.strides(shape)
@@ -324,7 +319,7 @@ class Pass:
         self._graphs = graphs
         self._tunes = tunes and dnn.autotune
 
-    def run(self, compute: Callable[[Graph], Result]) -> Result:
+    def run(self, compute: Callable[[Graph], object]) -> None:
         """Compute by the graph that is the fastest.
 
         Args:
@@ -333,7 +328,7 @@ class Pass:
         if self._tunes and not self._dnn.is_capturing():
             self._graphs = [self._dnn.fastest(self._graphs, compute)]
             self._tunes = False
-        return compute(self._graphs[0])
+        compute(self._graphs[0])
 
 
 def _strides(shape: Extents) -> list[int]:

@@ -660,11 +660,6 @@ class Tensor:
         self.is_output = output
         return self
 
-    def set_data_type(self, data_type: str) -> Tensor:
-        assert data_type in ("float", "half", "bfloat16")
-        self.kind = data_type
-        return self
-
     @property
     def count(self) -> int:
         return int(np.prod(self.dim))
@@ -708,7 +703,7 @@ class Cudnn:
     Args:
         plans: those of every graph, in the heuristic's order.
         refused: what there is no engine for: of "grid", "image", "weights" (what is computed),
-            "bias", "relu" and "wide" (float32 from 16 bits).
+            "bias" and "relu".
         slow: which of these make a run take a second longer.
     """
 
@@ -800,8 +795,6 @@ class Pygraph:
         assert self._result.is_output, "nothing is computed"
         for tensor in self._tensors():
             assert len(tensor.dim) == len(tensor.stride) == len(self._result.dim)
-        if self._result.kind != self._type:
-            self.features.add("wide")
 
     def build_operation_graph(self) -> None:
         self._advance("build_operation_graph")

@@ -126,7 +126,7 @@ def test_every_kind_in_every_precision(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("type_", ["Convolution", "Deconvolution"])
-@pytest.mark.parametrize("refused", ["bias", "relu", "wide"])
+@pytest.mark.parametrize("refused", ["bias", "relu"])
 def test_what_cudnn_cannot_do_at_once_is_done_in_steps(
     type_: str, precision: str, refused: str
 ) -> None:
@@ -267,16 +267,6 @@ def test_cudnn_adds_the_bias_if_that_is_faster(slow: str, fused: bool) -> None:
     text = text_of("3x3", slope=0)
     assert_same(Net(text, caffe_pb2.TRAIN, engine=engine, seed=1), text)
     assert ("bias" in graph_that_ran(cudnn, "grid").features) == fused
-
-
-@pytest.mark.usefixtures("_small_memory")
-@pytest.mark.parametrize(("slow", "wide"), [("wide", False), ("", True)])
-def test_gradients_of_weights_are_float32_unless_that_is_slower(slow: str, wide: bool) -> None:
-    cudnn = Cudnn(slow=[slow])
-    engine = standin_engine(precision=PRECISIONS["bf16"], cudnn=cudnn, autotune=True)
-    text = text_of("3x3")
-    assert_same(Net(text, caffe_pb2.TRAIN, engine=engine, seed=1), text)
-    assert ("wide" in graph_that_ran(cudnn, "weights").features) == wide
 
 
 @pytest.mark.usefixtures("_small_memory")
