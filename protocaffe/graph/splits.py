@@ -124,4 +124,12 @@ def _explain_missing(
     for node, _ in left_out:
         if blob in node.tops:
             return f"; {node} would write it, but is not in this net because of {node.rules}"
-    return did_you_mean(blob, known)
+    return did_you_mean(blob, known) or _label_hint(blob, known)
+
+
+def _label_hint(blob: str, known: dict[str, Version]) -> str:
+    for version in known.values() if "label" in blob else ():
+        source = version.writer
+        if source.param.type == "Data" and len(source.tops) == 1:
+            return f'; {source} gives labels to a second top: add top: "{blob}" to it'
+    return ""

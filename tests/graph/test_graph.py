@@ -184,6 +184,9 @@ REFUSED = {
     "layer { name: 'c' top: 'y' }": (
         "(bottom 1); layer 'c' (n.prototxt:2) writes it, but layers run in the order of the file"
     ),
+    "layer { name: 'a' type: 'Data' top: 'x' } layer { name: 'b' bottom: ['x', 'label'] }": (
+        "; layer 'a' (n.prototxt:1) gives labels to a second top: add top: \"label\" to it"
+    ),
     "layer { name: 'b' bottom: 'x' top: 'x' }": "but layers run in the order of the file",
     "layer { name: 'a' top: 'x' include { phase: TEST } } layer { name: 'b' bottom: 'x' }": (
         "layer 'a' (n.prototxt:1) would write it, but is not in this net because of include { phase"
