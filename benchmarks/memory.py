@@ -63,15 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lacks_torch(options):
         return 1
     print(f"{'peak MiB':24} {'protocaffe':>10} {'PyTorch':>10} {'protocaffe / PyTorch':>22}")
+    failed = False
     for net, precision in product(options.nets, options.precision):
         try:
             ours, *theirs = peaks(net, precision, options).values()
         except BenchmarkError as error:
             print(f"{net}, {precision}: {error}", file=sys.stderr)
-            return 1
+            failed = True
+            continue
         title, best = f"{net}, {precision}", min(theirs)
         print(f"{title:24} {ours:10.0f} {best:10.0f} {ours / best:21.2f}x", flush=True)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

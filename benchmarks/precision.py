@@ -106,13 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_gpu_rows(options: argparse.Namespace) -> int:
     print(f"{'ms per step':15}" + "".join(f"{precision:>17}" for precision in PRECISIONS))
+    failed = False
     for net in options.nets or GPU_BATCHES:
         try:
             print(compare_on_gpu(net, options), flush=True)
         except BenchmarkError as error:
             print(f"{net}: {error}", file=sys.stderr)
-            return 1
-    return 0
+            failed = True
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
