@@ -27,6 +27,14 @@ WINDOWS = np.dtype(
 )
 """The kernels' struct ``Windows``."""
 
+KERNELS = {
+    (True, False): ("max_pool_forward", "max_pool_backward"),
+    (True, True): ("max_pool_wide_forward", "max_pool_wide_backward"),
+    (False, False): ("ave_pool_forward", "ave_pool_backward"),
+    (False, True): ("ave_pool_wide_forward", "ave_pool_wide_backward"),
+}
+"""The kernels of MAX (or AVE) that work on one channel per thread (or several)."""
+
 TEAMS = 8
 """How many teams of threads a block of ``average_planes`` has."""
 
@@ -74,6 +82,7 @@ class CudaPooling(Override[Pooling]):
         self._numbers = 1 if channels % wide else wide
         self._windows = _windows(geometry, channels, self._numbers)
         self._is_max = geometry.method == PoolingParameter.MAX
+        self._forward, self._backward = KERNELS[self._is_max, self._numbers > 1]
         self._is_whole = geometry.pad == (0, 0) and all(
             kernel >= extent for kernel, extent in zip(geometry.kernel, geometry.input, strict=True)
         )
@@ -98,11 +107,11 @@ class CudaPooling(Override[Pooling]):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = self.data(bottom[0], self._form), self.data(top[0], self._top_form)
         if self._is_max:
-            self._run("max_pool_forward", y.size, x, y, self._codes)
+            self._run(self._forward, y.size, x, y, self._codes)
         elif self._is_whole:
             self._average(x, y)
         else:
-            self._run("ave_pool_forward", y.size, x, self._shares, y)
+            self._run(self._forward, y.size, x, self._shares, y)
         if len(top) > 1:
             self._run("max_pool_places", y.size, self._codes, self.data(top[1], None))
 
@@ -124,7 +133,5 @@ class CudaPooling(Override[Pooling]):
         if not propagate_down[0]:
             return
         dy, dx = self.diff(top[0], self._top_form), self.diff(bottom[0], self._form, True)
-        if self._is_max:
-            self._run("max_pool_backward", dx.size, dy, self._codes, dx)
-        else:
-            self._run("ave_pool_backward", dx.size, dy, self._shares, dx)
+        kept = self._codes if self._is_max else self._shares
+        self._run(self._backward, dx.size, dy, kept, dx)

@@ -47,9 +47,9 @@ __device__ inline Spot spot(int thread, const Windows& w, const Divisor& rows,
 }
 
 // The number of the first channel of a spot's image at another place.
-__device__ inline long long spot_offset(const Spot& spot, const Windows& w, const Divisor& rows,
-                                   const Divisor& columns, int row, int column) {
-  long long line = (long long)spot.image * rows.by + row;
+__device__ inline int spot_offset(const Spot& spot, const Windows& w, const Divisor& rows,
+                                  const Divisor& columns, int row, int column) {
+  int line = spot.image * rows.by + row;
   return (line * columns.by + column) * w.channels + spot.channel;
 }
 
@@ -66,15 +66,15 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
     best[k] = -3.402823466e+38f;
     found.at[k] = -1;
   }
-  // Several loads at once, so that none waits for another.
-  const int AT_ONCE = 3;
+  const int AT_ONCE = 3;  // loads that do not wait for each other
+#pragma unroll 1
   for (int h = rows.begin; h < rows.end; ++h) {
     const real* line = x + spot_offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
+#pragma unroll 1
     for (int next = columns.begin; next < columns.end; next += AT_ONCE) {
       Reals values[AT_ONCE];
       for (int j = 0; j < AT_ONCE; ++j)
-        if (next + j < columns.end)
-          values[j] = *(const Reals*)(line + (long long)(next + j) * w.channels);
+        if (next + j < columns.end) values[j] = *(const Reals*)(line + (next + j) * w.channels);
       for (int j = 0; j < AT_ONCE; ++j)
         for (int k = 0; k < COUNT; ++k)
           if (next + j < columns.end && values[j].at[k] > best[k]) {
@@ -85,18 +85,19 @@ __device__ inline void pick_maximum(const real* x, real* y, short* codes, const 
   }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = best[k];
-  long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  int at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
   *(Reals*)(y + at) = result;
   *(Numbers<short, COUNT>*)(codes + at) = found;
 }
 
 extern "C" __global__ void max_pool_forward(const real* x, real* y, short* codes, Windows w,
                                             int threads) {
-  if (place() >= threads) return;
-  if (w.numbers == 1)
-    pick_maximum<1>(x, y, codes, w);
-  else
-    pick_maximum<WIDE>(x, y, codes, w);
+  if (place() < threads) pick_maximum<1>(x, y, codes, w);
+}
+
+extern "C" __global__ void max_pool_wide_forward(const real* x, real* y, short* codes, Windows w,
+                                                 int threads) {
+  if (place() < threads) pick_maximum<WIDE>(x, y, codes, w);
 }
 
 // The second top, in Caffe's order: h W + w of each maximum.
@@ -104,7 +105,7 @@ extern "C" __global__ void max_pool_places(const short* codes, float* places, Wi
                                            int threads) {
   if (place() >= threads) return;
   Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
-  long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  int at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
   int window = own.row * w.columns.windows.by + own.column;
   int area = w.rows.windows.by * w.columns.windows.by;
   for (int k = 0; k < w.numbers; ++k) {
@@ -120,36 +121,50 @@ template <int COUNT>
 __device__ inline void give_to_maximum(const real* dy, const short* codes, real* dx,
                                        const Windows& w) {
   typedef Numbers<real, COUNT> Reals;
+  typedef Numbers<short, COUNT> Codes;
   Spot own = spot(place(), w, w.rows.pixels, w.columns.pixels);
   Range rows = windows_of_pixel(w.rows, own.row), columns = windows_of_pixel(w.columns, own.column);
   float sums[COUNT] = {};
+  const int AT_ONCE = 2;  // loads that do not wait for each other
+#pragma unroll 1
   for (int row = rows.begin; row < rows.end; ++row)
-    for (int column = columns.begin; column < columns.end; ++column) {
-      long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, column);
-      Reals gradients = *(const Reals*)(dy + at);
-      Numbers<short, COUNT> found = *(const Numbers<short, COUNT>*)(codes + at);
+#pragma unroll 1
+    for (int next = columns.begin; next < columns.end; next += AT_ONCE) {
+      int at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, next);
+      Reals gradients[AT_ONCE];
+      Codes found[AT_ONCE];
+      for (int j = 0; j < AT_ONCE; ++j)
+        if (next + j < columns.end) {
+          gradients[j] = *(const Reals*)(dy + at + j * w.channels);
+          found[j] = *(const Codes*)(codes + at + j * w.channels);
+        }
       int code = (own.row - window_start(w.rows, row)) * w.columns.kernel + own.column -
-                 window_start(w.columns, column);
-      for (int k = 0; k < COUNT; ++k)
-        if (found.at[k] == code) sums[k] += gradients.at[k];
+                 window_start(w.columns, next);
+      for (int j = 0; j < AT_ONCE; ++j)
+        for (int k = 0; k < COUNT; ++k)
+          if (next + j < columns.end && found[j].at[k] == code - j * (int)w.columns.stride.by)
+            sums[k] += gradients[j].at[k];
     }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  *(Reals*)(dx + spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+  int at = spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column);
+  *(Reals*)(dx + at) = result;
 }
 
 extern "C" __global__ void max_pool_backward(const real* dy, const short* codes, real* dx,
                                              Windows w, int threads) {
-  if (place() >= threads) return;
-  if (w.numbers == 1)
-    give_to_maximum<1>(dy, codes, dx, w);
-  else
-    give_to_maximum<WIDE>(dy, codes, dx, w);
+  if (place() < threads) give_to_maximum<1>(dy, codes, dx, w);
+}
+
+extern "C" __global__ void max_pool_wide_backward(const real* dy, const short* codes, real* dx,
+                                                  Windows w, int threads) {
+  if (place() < threads) give_to_maximum<WIDE>(dy, codes, dx, w);
 }
 
 // `shares` has per window 1 / Caffe's divisor, which is the window's area in the padded image.
 template <int COUNT>
-__device__ inline void average_windows(const real* x, const float* shares, real* y, const Windows& w) {
+__device__ inline void average_windows(const real* x, const float* shares, real* y,
+                                       const Windows& w) {
   typedef Numbers<real, COUNT> Reals;
   Spot own = spot(place(), w, w.rows.windows, w.columns.windows);
   Range rows = pixels_of_window(w.rows, own.row), columns = pixels_of_window(w.columns, own.column);
@@ -157,23 +172,25 @@ __device__ inline void average_windows(const real* x, const float* shares, real*
   for (int h = rows.begin; h < rows.end; ++h) {
     const real* line = x + spot_offset(own, w, w.rows.pixels, w.columns.pixels, h, 0);
     for (int column = columns.begin; column < columns.end; ++column) {
-      Reals values = *(const Reals*)(line + (long long)column * w.channels);
+      Reals values = *(const Reals*)(line + column * w.channels);
       for (int k = 0; k < COUNT; ++k) sums[k] += values.at[k];
     }
   }
   float share = shares[own.row * w.columns.windows.by + own.column];
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = share * sums[k];
-  *(Reals*)(y + spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column)) = result;
+  int at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
+  *(Reals*)(y + at) = result;
 }
 
 extern "C" __global__ void ave_pool_forward(const real* x, const float* shares, real* y, Windows w,
                                             int threads) {
-  if (place() >= threads) return;
-  if (w.numbers == 1)
-    average_windows<1>(x, shares, y, w);
-  else
-    average_windows<WIDE>(x, shares, y, w);
+  if (place() < threads) average_windows<1>(x, shares, y, w);
+}
+
+extern "C" __global__ void ave_pool_wide_forward(const real* x, const float* shares, real* y,
+                                                 Windows w, int threads) {
+  if (place() < threads) average_windows<WIDE>(x, shares, y, w);
 }
 
 template <int COUNT>
@@ -185,23 +202,25 @@ __device__ inline void give_shares(const real* dy, const float* shares, real* dx
   float sums[COUNT] = {};
   for (int row = rows.begin; row < rows.end; ++row)
     for (int column = columns.begin; column < columns.end; ++column) {
-      long long at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, column);
+      int at = spot_offset(own, w, w.rows.windows, w.columns.windows, row, column);
       Reals gradients = *(const Reals*)(dy + at);
       float share = shares[row * w.columns.windows.by + column];
       for (int k = 0; k < COUNT; ++k) sums[k] += share * gradients.at[k];
     }
   Reals result;
   for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  *(Reals*)(dx + spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column)) = result;
+  int at = spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column);
+  *(Reals*)(dx + at) = result;
 }
 
 extern "C" __global__ void ave_pool_backward(const real* dy, const float* shares, real* dx,
                                              Windows w, int threads) {
-  if (place() >= threads) return;
-  if (w.numbers == 1)
-    give_shares<1>(dy, shares, dx, w);
-  else
-    give_shares<WIDE>(dy, shares, dx, w);
+  if (place() < threads) give_shares<1>(dy, shares, dx, w);
+}
+
+extern "C" __global__ void ave_pool_wide_backward(const real* dy, const float* shares, real* dx,
+                                                  Windows w, int threads) {
+  if (place() < threads) give_shares<WIDE>(dy, shares, dx, w);
 }
 
 // -- Averages of whole planes -------------------------------------------------------------------
