@@ -29,7 +29,7 @@ def _filled(values: Sequence[Any]) -> list[Any]:
 def add_arrays(
     device: Device, xs: Sequence[Any], y: Any, factors: Sequence[float], slope: float = 1.0
 ) -> None:
-    """Set y to the sum of factors times arrays, negative ones times a slope; y may be the first."""
+    """Set y, which may be the first, to the sum of factors times arrays; sums below 0 are bent."""
     while True:
         xs, more = xs[:MOST], xs[MOST:]
         bent = 1.0 if more else slope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,10 @@ class CudaLRN(Override[LRN]):
         self._norm = np.array((*extents, layer.k, layer.alpha / layer.size, layer.beta), NORM)
         self._threads = images * runs * area
         self._forward, self._backward = KERNELS[layer.size]
-        self._in_place = node.tops[0] is node.bottoms[0]
+        self._x: Any = None
+        if node.tops[0] is node.bottoms[0]:
+            count, form = node.bottoms[0].count, self._form
+            self._x = device.empty(form) if form else self.xp.empty(count, np.float32)
 
     @classmethod
     def fits(cls, device: Device, node: LayerNode[LRN]) -> bool:
@@ -56,15 +60,16 @@ class CudaLRN(Override[LRN]):
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y = self.data(bottom[0], self._form), self.data(top[0], self._form)
-        if self._in_place:
-            x = self._x = x.copy()
+        if self._x is not None:
+            self._x[...] = x
+            x = self._x
         self.device.run(self._forward, self._threads, x, y, self._norm, self._threads)
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            x = self._x if self._in_place else self.data(bottom[0], self._form)
+            x = self.data(bottom[0], self._form) if self._x is None else self._x
             dy, dx = self.diff(top[0], self._form), self.diff(bottom[0], self._form, True)
-            if self._in_place:
+            if self._x is not None:
                 dy = dy.copy()  # threads read their neighbours'
             arguments = (x, dy, dx, self._norm, self._threads)
             self.device.run(self._backward, self._threads, *arguments)
