@@ -48,7 +48,7 @@ class CudaPReLU(Override[PReLU]):
         wanted, slope = propagate_down[0], self.layer.blobs[0]
         x = self._kept if self._keeps else self.data(bottom[0], self._form)
         dy = self.diff(top[0], self._form)
-        dx = self.diff(bottom[0], self._form) if wanted else dy
+        dx = self.diff(bottom[0], self._form, overwrites=True) if wanted else dy
         diff = slope.diff if self.layer.param_propagate_down[0] else self._unwanted
         factor = 1 / self.device.precision.diff_scale if self._form else 1.0
         arguments = (dy, x, dx, wanted, slope.data)

@@ -121,7 +121,7 @@ class ChannelAffine(Override[AnyLayer]):
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         wanted, dy = propagate_down[0], self.diff(top[0], self.form)
         x = self._x(bottom[0]) if self._needs_x else dy
-        dx = self.diff(bottom[0], self.form) if wanted else dy
+        dx = self.diff(bottom[0], self.form, overwrites=True) if wanted else dy
         means = (self._zeros, self._zeros)
         if self.follows_batch or (self._needs_x and self._wants(self._gamma, self._beta)):
             at_once = wanted and not (self.follows_batch or self._leaves)
