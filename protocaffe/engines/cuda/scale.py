@@ -28,8 +28,9 @@ def is_per_channel(node: LayerNode[Any]) -> bool:
 class ChannelAffine(Override[AnyLayer]):
     """``y = (x - middle) factor + shift`` per channel, and perhaps the ReLU behind.
 
-    Backward works from x, not from y: x is still in the bottom, or is kept where it is
-    overwritten. It tells by the same arithmetic what the ReLU let through, so that y is not read.
+    Backward works from x, not from y: x is still in the bottom, and only where it is overwritten
+    it costs a copy, as much as keeping what is normalized always would. It tells by the same
+    arithmetic what the ReLU let through, so that y is not read.
 
     Attributes:
         form: how bottom and top lie.
@@ -64,7 +65,7 @@ class ChannelAffine(Override[AnyLayer]):
 
     def look_ahead(self, later: Sequence[LayerNode[Layer]]) -> None:
         storage = self._node.bottoms[0].data_storage
-        for node in later:
+        for node in [] if self._in_place else later:
             in_place = [top for top in node.tops if any(top is each for each in node.bottoms)]
             self._overwritten |= any(top.data_storage is storage for top in in_place)
 
@@ -176,8 +177,8 @@ class ChannelAffine(Override[AnyLayer]):
         self.device.run_blocks("affine_sums", slicing.blocks, *arrays, *slicing.extents)
         diffs: list[Any] = [self._unscale]
         for blob in (self._gamma, self._beta):
-            wanted = self._wants(blob)
-            diffs += [wanted, blob.diff if wanted and blob is not None else self._zeros]
+            learns = self._wants(blob)
+            diffs += [learns, blob.diff if learns and blob is not None else self._zeros]
         settings = (slicing.slices, self.count, self.inverse)
         self.device.run_blocks(
             "affine_gradients", slicing.channels, *parts, *settings, *means, *diffs
@@ -186,11 +187,10 @@ class ChannelAffine(Override[AnyLayer]):
 
     def _pull(self, dy: Any, x: Any, dx: Any, means: Any) -> None:
         """Set dx; and dy to what Scale and ReLU would leave there."""
-        leaves = self._leaves
-        if leaves or self._slope != 1 or self.follows_batch:
+        if self._leaves or self._slope != 1 or self.follows_batch:
             left_factor = self._ones if self._owner is self.layer else self.gamma()
             settings = (*self._constants(), left_factor, *means, self._slope, *self._walk)
-            self.device.run_wide("affine_backward", dy.size, dy, x, dx, dy, leaves, *settings)
+            self.device.run_wide("affine_backward", dy.size, dy, x, dx, dy, self._leaves, *settings)
         elif not (self._in_place and self.factor() is self._ones):
             settings = (self._zeros, self.factor(), self._zeros, 1.0, *self._walk)
             self.device.run_wide("channel_affine", dy.size, dy, dx, dx, False, *settings)

@@ -11,7 +11,7 @@ from protocaffe.engines.cuda.device import BLOCK, Device
 from protocaffe.engines.cuda.forms import Form
 
 BLOCKS = 1056
-"""As many as an H100 runs at once, 8 on each of 132 multiprocessors."""
+"""At most, 8 for each of an H100's 132 multiprocessors; of channels alone there may be more."""
 
 AHEAD = 4
 """How many groups of numbers a thread reads before it looks at the first, as in channels.cu."""
@@ -77,7 +77,7 @@ def slice_channels(shape: Sequence[int], channels_last: bool, itemsize: int) -> 
     else:
         tiles, lanes = channels, 0
         units, together = images * area // width, BLOCK
-    slices = min(-(-BLOCKS // tiles), units // (AHEAD * together))
+    slices = min(BLOCKS // tiles, units // (AHEAD * together))
     share = units if slices < FEWEST_SLICES else -(-units // slices)
     slices = -(-units // share)
     return Slicing(images, channels, area, lanes, width, slices, share, tiles * slices)

@@ -2,6 +2,7 @@
 //
 // A kernel that waits for its block's other threads is run as one fiber per thread.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -14,7 +15,7 @@ using std::min;
 #define __device__
 #define __global__
 #define __shared__ static
-#define __syncthreads() swapcontext(&fibers[threadIdx.x], &scheduler)
+#define __syncthreads() leave_fiber()
 
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 
@@ -59,15 +60,36 @@ struct Dim {
 
 static Dim threadIdx, blockIdx, blockDim;
 static const unsigned THREADS = 256;
-static ucontext_t scheduler, fibers[THREADS];
+static ucontext_t starter, contexts[THREADS];
 static char stacks[THREADS][1 << 14];
-static bool finished[THREADS];
+static jmp_buf scheduler, places[THREADS];
+static bool started[THREADS], finished[THREADS];
 static void (*body)(void**);
 static void** body_arguments;
 
+// Fibers are made once and then change by jumps: contexts ask the system each time.
+static void leave_fiber() {
+  if (!_setjmp(places[threadIdx.x])) _longjmp(scheduler, 1);
+}
+
 static void fiber() {
-  body(body_arguments);
-  finished[threadIdx.x] = true;
+  for (;;) {
+    body(body_arguments);
+    finished[threadIdx.x] = true;
+    leave_fiber();
+  }
+}
+
+static void enter_fiber(unsigned t) {
+  threadIdx.x = t;
+  if (_setjmp(scheduler)) return;
+  if (started[t]) _longjmp(places[t], 1);
+  started[t] = true;
+  getcontext(&contexts[t]);
+  contexts[t].uc_stack.ss_sp = stacks[t];
+  contexts[t].uc_stack.ss_size = sizeof(stacks[t]);
+  makecontext(&contexts[t], fiber, 0);
+  swapcontext(&starter, &contexts[t]);
 }
 
 static void run(void (*kernel)(void**), bool waits, unsigned blocks, void** arguments) {
@@ -79,19 +101,11 @@ static void run(void (*kernel)(void**), bool waits, unsigned blocks, void** argu
       for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x) kernel(arguments);
       continue;
     }
-    for (unsigned t = 0; t < THREADS; ++t) {
-      finished[t] = false;
-      getcontext(&fibers[t]);
-      fibers[t].uc_stack.ss_sp = stacks[t];
-      fibers[t].uc_stack.ss_size = sizeof(stacks[t]);
-      fibers[t].uc_link = &scheduler;
-      makecontext(&fibers[t], fiber, 0);
-    }
+    std::fill(finished, finished + THREADS, false);
     for (unsigned left = THREADS; left > 0;)
       for (unsigned t = 0; t < THREADS; ++t)
         if (!finished[t]) {
-          threadIdx.x = t;
-          swapcontext(&scheduler, &fibers[t]);
+          enter_fiber(t);
           left -= finished[t];
         }
   }
