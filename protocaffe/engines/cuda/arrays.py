@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
 from typing import Any
+
+import numpy as np
 
 from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
-from protocaffe.engines.cuda.device import WIDE_BYTES, Device
+from protocaffe.engines.cuda.device import DIVISOR, WIDE_BYTES, Device, divisor
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
 from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
 from protocaffe.layers.activation import ReLU
@@ -18,7 +20,13 @@ from protocaffe.layers.shape import Concat, Slice, Split
 from protocaffe.proto.caffe_pb2 import EltwiseParameter
 
 MOST = 4
-"""How many arrays the kernels ``add_arrays`` and ``spread_gradient`` take at once."""
+"""How many arrays the kernels take at once."""
+
+PARTS = np.dtype(
+    [("columns", DIVISOR), ("ends", np.int32, MOST)]
+    + [(name, np.int32) for name in ("start", "pitch", "wide")]
+)
+"""The kernels' struct ``Parts``."""
 
 
 def _filled(values: Sequence[Any]) -> list[Any]:
@@ -140,25 +148,30 @@ class CudaParts(Override[AnyLayer]):
 
     def join(self, parts: Sequence[Any], whole: Any) -> None:
         """Set the whole from its parts."""
-        for part, start, width in self._places(parts):
-            self._copy(part, whole[start:], (width, width, self._pitch), part.size, start)
+        for arrays, settings, wide, count in self._rows(parts):
+            run = self.device.run_wide if wide else self.device.run
+            run("join_parts", count, *arrays, whole, settings, count)
 
     def cut(self, whole: Any, parts: Sequence[Any]) -> None:
         """Set parts from the whole; None for one that is not wanted."""
-        for part, start, width in self._places(parts):
-            if part is not None:
-                self._copy(whole[start:], part, (width, self._pitch, width), part.size, start)
+        for arrays, settings, wide, count in self._rows(parts):
+            run = self.device.run_wide if wide else self.device.run
+            run("cut_parts", count, whole, *arrays, settings, count)
 
-    def _places(self, parts: Sequence[Any]) -> zip[tuple[Any, int, int]]:
-        starts = accumulate(self._widths[:-1], initial=0)
-        return zip(parts, starts, self._widths, strict=True)
-
-    def _copy(self, x: Any, y: Any, lengths: Sequence[int], count: int, start: int) -> None:
-        wide = WIDE_BYTES // x.itemsize
-        if any(length % wide for length in (*lengths, start)):
-            self.device.run("copy_rows", count, x, y, *lengths, count)
-        else:
-            self.device.run_wide("copy_wide_rows", count, x, y, *lengths, count)
+    def _rows(self, parts: Sequence[Any]) -> Iterator[tuple[list[Any], np.ndarray, bool, int]]:
+        """Yield parts that stand side by side, as many as a kernel takes, and how they stand."""
+        starts = [0, *accumulate(self._widths)]
+        for wanted, group in groupby(range(len(parts)), lambda index: parts[index] is not None):
+            row = list(group) if wanted else []
+            for first in range(0, len(row), MOST):
+                chosen = row[first : first + MOST]
+                arrays, start = [parts[index] for index in chosen], starts[chosen[0]]
+                ends = [starts[index + 1] - start for index in chosen]
+                wide = WIDE_BYTES // arrays[0].itemsize
+                is_wide = not any(length % wide for length in (*ends, start, self._pitch))
+                place = (divisor(ends[-1]), _filled(ends), start, self._pitch, is_wide)
+                count = sum(array.size for array in arrays)
+                yield _filled(arrays), np.array(place, PARTS), is_wide, count
 
 
 @override(Concat)

@@ -74,7 +74,7 @@ class Run:
         case: how the bottoms lie.
         layers: the net, but for its inputs, which are called x0, x1...
         xs: the inputs.
-        seed: of the tops' gradients.
+        forced: whether the inputs want gradients.
 
     Attributes:
         tops: data of the tops.
@@ -82,14 +82,14 @@ class Run:
         dxs: gradients of the inputs.
     """
 
-    def __init__(self, case: Case, layers: str, xs: Arrays, seed: int = 1) -> None:
+    def __init__(self, case: Case, layers: str, xs: Arrays, forced: bool = True) -> None:
         inputs = "".join(
             f'layer {{ name: "x{number}" type: "Input" top: "x{number}" input_param {{ shape {{ '
             + " ".join(f"dim: {extent}" for extent in x.shape)
             + " } } }"
             for number, x in enumerate(xs)
         )
-        text = f"force_backward: true {inputs} {layers}"
+        text = f"force_backward: {str(forced).lower()} {inputs} {layers}"
         self.engine = engine(case)
         self.net = net = Net(text, caffe_pb2.TRAIN, engine=self.engine, seed=1)
         bottoms = [net.blobs[f"x{number}"] for number in range(len(xs))]
@@ -102,7 +102,7 @@ class Run:
                 blob.data[...] = x
             net.forward()
             self.tops = [net.blobs[name].data.copy() for name in net.outputs]
-            self.dys = [draw(case, top.shape, seed + 7) for top in self.tops]
+            self.dys = [draw(case, top.shape, 7) for top in self.tops]
             for name, dy in zip(net.outputs, self.dys, strict=True):
                 net.blobs[name].diff[...] = dy
             net.run_backward()
@@ -313,6 +313,21 @@ def test_concat_and_slice(case: Case, shape: tuple[int, ...], channels: list[int
     for x, y, dx, dy in zip(xs, run.tops, run.dxs, run.dys, strict=True):
         np.testing.assert_array_equal(y, x)
         np.testing.assert_array_equal(dx, dy)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_concat_where_a_gradient_is_not_wanted(case: Case) -> None:
+    xs = [draw(case, (2, channels, 3, 4), channels) for channels in (8, 3, 8, 16)]
+    scale = 'layer {{ name: "s{0}" type: "Scale" bottom: "x{0}" top: "s{0}" }}'
+    text = "".join(scale.format(number) for number in (0, 2, 3))
+    wires = 'bottom: "s0" bottom: "x1" bottom: "s2" bottom: "s3"'
+    text += f'layer {{ name: "y" type: "Concat" {wires} top: "y" loss_weight: 1 }}'
+    run = Run(case, text, xs, forced=False)
+    np.testing.assert_array_equal(run.tops[0], np.concatenate(xs, axis=1))
+    parts = np.split(run.dys[0], [8, 11, 19], axis=1)
+    for number in (0, 2, 3):
+        np.testing.assert_array_equal(run.net.blobs[f"s{number}"].diff, parts[number])
+    np.testing.assert_array_equal(run.net.blobs["x1"].diff, 0)
 
 
 @pytest.mark.parametrize(("case", "axis"), list(product(CASES, [0, 2, 3])))

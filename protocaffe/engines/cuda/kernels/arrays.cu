@@ -40,25 +40,59 @@ extern "C" __global__ void spread_gradient(const real* y, const real* dy, real* 
 
 // -- Parts of arrays ----------------------------------------------------------------------------
 
-// Rows of `width` numbers from x to y, in which they begin that many numbers apart.
-template <int COUNT>
-__device__ inline void move_rows(const real* x, real* y, int width, int x_pitch, int y_pitch,
-                                 int count) {
+// A row of the whole has `pitch` numbers; from `start` on it has one of each part, with `columns`
+// numbers in all. They end at `ends`, counted from `start`.
+struct Parts {
+  Divisor columns;
+  int ends[4], start, pitch, wide;
+};
+
+// Calls work(part, place in the part, place in the whole) for the COUNT numbers of a thread.
+template <int COUNT, class Part, class Work>
+__device__ inline void in_part(const Parts& parts, Part* const* arrays, int count, Work work) {
   int i = COUNT * place();
   if (i >= count) return;
-  long long row = (u32)i / (u32)width;
-  int column = (u32)i % (u32)width;
+  int row = divide(i, parts.columns), column = i - row * (int)parts.columns.by;
+  int begin = 0, end = parts.ends[0];
+  Part* part = arrays[0];
+  for (int k = 0; k < 3; ++k)
+    if (column >= parts.ends[k]) {
+      begin = parts.ends[k];
+      end = parts.ends[k + 1];
+      part = arrays[k + 1];
+    }
+  work(part, row * (end - begin) + column - begin, row * parts.pitch + parts.start + column);
+}
+
+template <int COUNT>
+__device__ inline void move_numbers(const real* from, real* to) {
   typedef Numbers<real, COUNT> Reals;
-  *(Reals*)(y + row * y_pitch + column) = *(const Reals*)(x + row * x_pitch + column);
+  *(Reals*)to = *(const Reals*)from;
 }
 
-extern "C" __global__ void copy_rows(const real* x, real* y, int width, int x_pitch, int y_pitch,
-                                     int count) {
-  move_rows<1>(x, y, width, x_pitch, y_pitch, count);
+// Wide if all lengths are multiples of WIDE.
+extern "C" __global__ void join_parts(const real* x0, const real* x1, const real* x2,
+                                      const real* x3, real* y, Parts parts, int count) {
+  const real* arrays[4] = {x0, x1, x2, x3};
+  if (parts.wide)
+    in_part<WIDE>(parts, arrays, count, [&](const real* x, int from, int to) {
+      move_numbers<WIDE>(x + from, y + to);
+    });
+  else
+    in_part<1>(parts, arrays, count, [&](const real* x, int from, int to) {
+      move_numbers<1>(x + from, y + to);
+    });
 }
 
-// Where all lengths are multiples of WIDE, and both begin there.
-extern "C" __global__ void copy_wide_rows(const real* x, real* y, int width, int x_pitch,
-                                          int y_pitch, int count) {
-  move_rows<WIDE>(x, y, width, x_pitch, y_pitch, count);
+extern "C" __global__ void cut_parts(const real* x, real* y0, real* y1, real* y2, real* y3,
+                                     Parts parts, int count) {
+  real* arrays[4] = {y0, y1, y2, y3};
+  if (parts.wide)
+    in_part<WIDE>(parts, arrays, count, [&](real* y, int to, int from) {
+      move_numbers<WIDE>(x + from, y + to);
+    });
+  else
+    in_part<1>(parts, arrays, count, [&](real* y, int to, int from) {
+      move_numbers<1>(x + from, y + to);
+    });
 }
