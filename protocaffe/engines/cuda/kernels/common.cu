@@ -75,9 +75,17 @@ __device__ inline int wide_place() { return WIDE * place(); }
 // Numbers from x[first] on; 0 where there are none any more.
 template <int COUNT = WIDE, class Type>
 __device__ inline Numbers<Type, COUNT> load(const Type* x, int first, int count) {
-  if (first + COUNT <= count) return *(const Numbers<Type, COUNT>*)(x + first);
+  // As words: whoever takes them apart waits for them, which is not to be before the next load.
+  constexpr int WORDS = COUNT * sizeof(Type) / sizeof(u32);
+  Numbers<u32, WORDS> words;
   Numbers<Type, COUNT> numbers;
-  for (int k = 0; k < COUNT; ++k) numbers.at[k] = first + k < count ? x[first + k] : Type(0.0f);
+  if (first + COUNT <= count) {
+    words = *(const Numbers<u32, WORDS>*)(x + first);
+  } else {
+    for (int k = 0; k < COUNT; ++k) numbers.at[k] = first + k < count ? x[first + k] : Type(0.0f);
+    memcpy(&words, &numbers, sizeof(words));
+  }
+  memcpy(&numbers, &words, sizeof(words));
   return numbers;
 }
 
