@@ -177,17 +177,18 @@ extern "C" __global__ void channel_sums(const real* x, float* out, float factor,
 
 // -- A number per channel -----------------------------------------------------------------------
 
-// The channels of the WIDE numbers from `first` on. `inner` is how far the numbers of neighbouring
+// The channels of the COUNT numbers from `first` on. `inner` is how far the numbers of neighbouring
 // channels lie apart.
+template <int COUNT>
 struct Channels {
-  int c[WIDE];
-  bool along;  // they are neighbours, and begin at a multiple of WIDE
+  int c[COUNT];
+  bool along;  // they are neighbours, and begin at a multiple of COUNT
 
   __device__ Channels(int first, int channels, int inner) {
-    along = inner == 1 && channels % WIDE == 0;
+    along = inner == 1 && channels % COUNT == 0;
     c[0] = first / inner % channels;
     int place = first % inner;
-    for (int k = 1; k < WIDE; ++k) {
+    for (int k = 1; k < COUNT; ++k) {
       bool next = ++place == inner;
       place = next ? 0 : place;
       c[k] = c[k - 1] + next == channels ? 0 : c[k - 1] + next;
@@ -197,10 +198,20 @@ struct Channels {
   // What each of the numbers has of a per-channel array.
   __device__ void read(const float* values, float* to) const {
     if (along) {
-      Group<WIDE, float> group = ::read<WIDE>(values + c[0]);
-      for (int k = 0; k < WIDE; ++k) to[k] = group[k];
+      Group<COUNT, float> group = ::read<COUNT>(values + c[0]);
+      for (int k = 0; k < COUNT; ++k) to[k] = group[k];
     } else {
-      for (int k = 0; k < WIDE; ++k) to[k] = values[c[k]];
+      for (int k = 0; k < COUNT; ++k) to[k] = values[c[k]];
     }
   }
 };
+
+// Run work on a thread's WIDE numbers at once; at the end of an array, on what is left one by one.
+template <class Work>
+__device__ inline void each_wide(int count, Work work) {
+  int first = wide_place();
+  if (first + WIDE <= count)
+    work.template run<WIDE>(first);
+  else
+    for (; first < count; ++first) work.template run<1>(first);
+}

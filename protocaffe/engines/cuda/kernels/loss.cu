@@ -5,8 +5,8 @@ __device__ inline long long first_score(int position, int classes, int inner) {
   return (long long)(position / inner) * classes * inner + position % inner;
 }
 
-// The loss of a position with probabilities p, and whether it counts. A label that is no class makes
-// the loss NaN and is noted in `wrong`.
+// The loss of a position with probabilities p, and whether it counts. A label that is no class
+// makes the loss NaN and is noted in `wrong`.
 __device__ inline void note_loss(int position, const float* p, const float* labels, float* losses,
                                  float* counted, float* wrong, int classes, int inner,
                                  int has_ignored, int ignored) {

@@ -1,18 +1,30 @@
 // -- PReLU --------------------------------------------------------------------------------------
 
+struct Bending {
+  const real* x;
+  real *y, *kept;
+  int keeps;
+  const float* slope;
+  int channels, inner;
+
+  template <int COUNT>
+  __device__ void run(int first) const {
+    Group<COUNT> values = read<COUNT>(x + first);
+    float slopes[COUNT];
+    Channels<COUNT>(first, channels, inner).read(slope, slopes);
+    if (keeps) *(Group<COUNT>*)(kept + first) = values;
+    Numbers<real, COUNT> results;
+    for (int k = 0; k < COUNT; ++k)
+      results.at[k] = values[k] > 0 ? values[k] : slopes[k] * values[k];
+    *(Numbers<real, COUNT>*)(y + first) = results;
+  }
+};
+
 // y = x > 0 ? x : slope x, a slope for each channel. x may be y, unless it is wanted again: then it
 // is copied to `kept`. `inner` is how far the numbers of neighbouring channels lie apart.
 extern "C" __global__ void prelu_forward(const real* x, real* y, real* kept, int keeps,
                                          const float* slope, int channels, int inner, int count) {
-  int first = wide_place();
-  if (first >= count) return;
-  Wide values = load(x, first, count);
-  float slopes[WIDE];
-  Channels(first, channels, inner).read(slope, slopes);
-  if (keeps) store(values, kept, first, count);
-  for (int k = 0; k < WIDE; ++k)
-    values.at[k] = values.at[k] > 0 ? (float)values.at[k] : slopes[k] * values.at[k];
-  store(values, y, first, count);
+  each_wide(count, Bending{x, y, kept, keeps, slope, channels, inner});
 }
 
 // What Summing does with dy x where x is not above 0; on the way dx is set, if it is wanted.

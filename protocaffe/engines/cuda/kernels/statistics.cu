@@ -1,8 +1,8 @@
 // -- BatchNorm, Scale and ReLU, as one ----------------------------------------------------------
 //
-// y = bend((x - middle) factor + shift), per channel. BatchNorm's factor is gamma / deviation, where
-// gamma and the shift are those of the Scale behind it; without a Scale they are 1 and 0. For a Scale
-// alone middle is 0. A `slope` of 1 is no ReLU.
+// y = bend((x - middle) factor + shift), per channel. BatchNorm's factor is gamma / deviation,
+// where gamma and the shift are those of the Scale behind it; without a Scale they are 1 and 0. For
+// a Scale alone middle is 0. A `slope` of 1 is no ReLU.
 
 // The same number in both passes, so that backward need not read y.
 __device__ inline float bent(float x, float middle, float factor, float shift, float slope) {
@@ -10,27 +10,40 @@ __device__ inline float bent(float x, float middle, float factor, float shift, f
   return (float)(real)(slope == 1 ? value : bend(value, slope));
 }
 
+struct Affine {
+  const real* x;
+  real *y, *kept;
+  int keeps;
+  const float *middle, *factor, *shift;
+  float slope;
+  int channels, inner;
+
+  template <int COUNT>
+  __device__ void run(int first) const {
+    Group<COUNT> values = read<COUNT>(x + first);
+    Channels<COUNT> of(first, channels, inner);
+    float middles[COUNT], factors[COUNT], shifts[COUNT];
+    of.read(middle, middles);
+    of.read(factor, factors);
+    of.read(shift, shifts);
+    if (keeps) *(Group<COUNT>*)(kept + first) = values;
+    Numbers<real, COUNT> results;
+    for (int k = 0; k < COUNT; ++k)
+      results.at[k] = bent(values[k], middles[k], factors[k], shifts[k], slope);
+    *(Numbers<real, COUNT>*)(y + first) = results;
+  }
+};
+
 // x may be y, unless it is wanted again: then it is copied to `kept`.
 extern "C" __global__ void channel_affine(const real* x, real* y, real* kept, int keeps,
                                           const float* middle, const float* factor,
                                           const float* shift, float slope, int channels, int inner,
                                           int count) {
-  int first = wide_place();
-  if (first >= count) return;
-  Wide values = load(x, first, count);
-  Channels of(first, channels, inner);
-  float middles[WIDE], factors[WIDE], shifts[WIDE];
-  of.read(middle, middles);
-  of.read(factor, factors);
-  of.read(shift, shifts);
-  if (keeps) store(values, kept, first, count);
-  for (int k = 0; k < WIDE; ++k)
-    values.at[k] = bent(values.at[k], middles[k], factors[k], shifts[k], slope);
-  store(values, y, first, count);
+  each_wide(count, Affine{x, y, kept, keeps, middle, factor, shift, slope, channels, inner});
 }
 
 // Mean and sum of squared distances from it, by Chan, Golub and LeVeque ("Algorithms for computing
-// the sample variance", 1983), which loses nothing where the mean is far greater than the deviation.
+// the sample variance", 1983): nothing is lost where the mean is far greater than the deviation.
 struct Moments {
   float count, mean, squares;
   __device__ void clear() { count = mean = squares = 0; }
@@ -87,8 +100,9 @@ extern "C" __global__ void channel_moments(const real* x, float* mean, float* sq
   block_reduce<Measuring>(slicing, x, mean, squares);
 }
 
-// One block per channel: the batch's statistics from those of the slices, which have `share` numbers
-// each but for the last; and running sums = fraction * sums + new, with the unbiased variance.
+// One block per channel: the batch's statistics from those of the slices, which have `share`
+// numbers each but for the last; and running sums = fraction * sums + new, with the unbiased
+// variance.
 extern "C" __global__ void batch_statistics(const float* means, const float* squares, int slices,
                                             int share, int total, float eps, float fraction,
                                             float* mean_sums, float* variance_sums, float* weight,
@@ -218,6 +232,42 @@ extern "C" __global__ void affine_gradients(const float* plains, const float* pr
   if (wants_shift) shift_diff[c] += unscale * sums.plain;
 }
 
+struct AffineBackward {
+  const real *dy, *x;
+  real *dx, *left;
+  int leaves;
+  const float *middle, *factor, *shift, *left_factor, *plain, *product;
+  float slope;
+  int channels, inner;
+
+  template <int COUNT>
+  __device__ void run(int first) const {
+    Group<COUNT> gradients = read<COUNT>(dy + first), values = read<COUNT>(x + first);
+    Channels<COUNT> of(first, channels, inner);
+    float middles[COUNT], factors[COUNT], numbers[COUNT], more[COUNT], passed[COUNT];
+    of.read(middle, middles);
+    of.read(factor, factors);
+    for (int k = 0; k < COUNT; ++k) passed[k] = gradients[k];
+    if (slope != 1) {
+      of.read(shift, numbers);
+      for (int k = 0; k < COUNT; ++k)
+        if (!(bent(values[k], middles[k], factors[k], numbers[k], slope) > 0)) passed[k] *= slope;
+    }
+    of.read(plain, numbers);
+    of.read(product, more);
+    Numbers<real, COUNT> results;
+    for (int k = 0; k < COUNT; ++k) {
+      float correlated = (values[k] - middles[k]) * more[k];
+      results.at[k] = factors[k] * (passed[k] - numbers[k] - correlated);
+    }
+    *(Numbers<real, COUNT>*)(dx + first) = results;
+    if (!leaves) return;
+    of.read(left_factor, numbers);
+    for (int k = 0; k < COUNT; ++k) results.at[k] = numbers[k] * passed[k];
+    *(Numbers<real, COUNT>*)(left + first) = results;
+  }
+};
+
 // dx = factor (g - plain - (x - middle) product), g as in affine_sums; dx may be dy. `left`, which
 // may be dy too, gets what Scale and ReLU would leave in the diff that they work in.
 extern "C" __global__ void affine_backward(const real* dy, const real* x, real* dx, real* left,
@@ -225,29 +275,6 @@ extern "C" __global__ void affine_backward(const real* dy, const real* x, real* 
                                            const float* shift, const float* left_factor,
                                            const float* plain, const float* product, float slope,
                                            int channels, int inner, int count) {
-  int first = wide_place();
-  if (first >= count) return;
-  Wide gradients = load(dy, first, count), values = load(x, first, count);
-  Channels of(first, channels, inner);
-  float middles[WIDE], factors[WIDE], numbers[WIDE], more[WIDE];
-  of.read(middle, middles);
-  of.read(factor, factors);
-  if (slope != 1) {
-    of.read(shift, numbers);
-    for (int k = 0; k < WIDE; ++k)
-      if (!(bent(values.at[k], middles[k], factors[k], numbers[k], slope) > 0))
-        gradients.at[k] = gradients.at[k] * slope;
-  }
-  of.read(plain, numbers);
-  of.read(product, more);
-  for (int k = 0; k < WIDE; ++k) {
-    float correlated = (values.at[k] - middles[k]) * more[k];
-    values.at[k] = factors[k] * (gradients.at[k] - numbers[k] - correlated);
-  }
-  if (leaves) {
-    of.read(left_factor, numbers);
-    for (int k = 0; k < WIDE; ++k) gradients.at[k] = numbers[k] * gradients.at[k];
-    store(gradients, left, first, count);
-  }
-  store(values, dx, first, count);
+  each_wide(count, AffineBackward{dy, x, dx, left, leaves, middle, factor, shift, left_factor,
+                                  plain, product, slope, channels, inner});
 }

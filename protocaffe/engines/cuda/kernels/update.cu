@@ -1,8 +1,8 @@
 // -- Weight updates -----------------------------------------------------------------------------
 
-// All parameters of a net lie one after the other, each from a multiple of BLOCK on: owner[i / BLOCK]
-// says whose the number i is, ends[owner] where it ends. What lies between them stays as it is. The arrays
-// are long enough for blocks whose threads have four numbers each.
+// All parameters of a net lie one after the other, each from a multiple of BLOCK on:
+// owner[i / BLOCK] says whose the number i is, ends[owner] where it ends. What lies between them
+// stays as it is. The arrays are long enough for blocks whose threads have four numbers each.
 #define UPDATE_ARGUMENTS                                                                         \
   float *w, float *g, const int *owner, const int *ends, const float *rates, const float *decays, \
       float factor, float rate, float decay, int by_sign, int keeps_update
