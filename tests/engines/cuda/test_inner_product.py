@@ -72,7 +72,7 @@ def test_products_on_a_gpu(precision: str, below: str) -> None:
 def _check_pass(net: Net, precision: str, slope: float, transposed: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     net.blobs["x"].data[...] = rng.standard_normal(net.blobs["x"].shape)
-    net.forward()
+    net.run_forward()
     dy = rng.standard_normal(net.blobs["y"].shape).astype(np.float32)
     net.blobs["y"].diff[...] = dy
     net.clear_param_diffs()
