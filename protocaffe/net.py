@@ -22,7 +22,7 @@ from protocaffe.assembly import (
 from protocaffe.blob import Blob, Storage
 from protocaffe.calls import MOMENTS, LayerCallback, Named, NetCalls
 from protocaffe.debug import log_backward, log_forward, log_norms
-from protocaffe.engines import Engine, LayerNode, Loss, Plan, get_engine
+from protocaffe.engines import Engine, LayerNode, Loss, Plan, WholeUpdate, get_engine
 from protocaffe.errors import (
     NetError,
     UsageError,
@@ -229,6 +229,28 @@ class Net(NetCalls):
         if self.debug_info:
             log_norms([learnable.blob for learnable in self.learnable])
 
+    def start_step(self, update: WholeUpdate) -> Loss | None:
+        """Run all layers forward and backward, and update, as one piece of work.
+
+        Args:
+            update: what to do with the gradients.
+
+        Returns:
+            The loss, which nobody has waited for; None if that cannot be, and nothing has run.
+        """
+        watched = self.debug_info or any(self._callbacks.values())
+        if watched or self._forward_only or any(each.dynamic for each in self.layers):
+            return None
+        with self.serving_holders():
+            parts = (self._plan or self._ready()).step(update)
+            if parts is None:
+                return None
+            self._ran = [True] * len(self.layers)
+        loss = Loss()
+        for part in parts:
+            loss.add(part)
+        return loss
+
     def run_one_by_one(self) -> None:
         """Run layers one by one from now on, never several as one.
 
@@ -319,7 +341,10 @@ class Net(NetCalls):
     def reshape(self) -> None:
         """Let every layer follow changed input shapes (``forward`` does it by itself)."""
         with self._lock:
-            self._reshape_from(0)
+            # What a layer in Python makes of its bottoms' shapes may hang on other things, too.
+            scripted = any(isinstance(layer, Python) or layer.dynamic for layer in self.layers)
+            if scripted or self._plan is None or Blob.changes != self._seen_changes:
+                self._reshape_from(0)
 
     @property
     def layer_needs_backward(self) -> list[bool]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import cache
 
 from protocaffe import settings
-from protocaffe.engines.base import Engine, LayerNode, Loss, Plan
+from protocaffe.engines.base import Engine, LayerNode, Loss, Plan, WholeUpdate
 from protocaffe.errors import UsageError, did_you_mean
 from protocaffe.log import log
 
-__all__ = ["Engine", "LayerNode", "Loss", "Plan", "get_engine"]
+__all__ = ["Engine", "LayerNode", "Loss", "Plan", "WholeUpdate", "get_engine"]
 
 ENGINES = ("numpy", "onednn", "cuda")
 

@@ -133,6 +133,14 @@ class Plan:
             if node.needs_backward:
                 self.backward_layer(node.index)
 
+    def step(self, update: WholeUpdate) -> list[SupportsFloat] | None:
+        """Run all layers forward and backward, and the update, as one piece of work.
+
+        Returns:
+            The shares of the loss; None if the plan cannot, and nothing has run.
+        """
+        return None
+
     def loss(self, index: int) -> SupportsFloat:
         """Return one layer's share of the loss, from its tops."""
         node, loss = self.nodes[index], 0.0
@@ -276,10 +284,10 @@ class AdamUpdate:
 class WholeUpdate:
     """The update of all parameters of a net, where an engine has a kernel for it."""
 
-    def __call__(
+    def set(
         self, rate: float, factor: float, decay: float, by_sign: bool, keeps_update: bool
     ) -> None:
-        """Update every parameter once.
+        """Say what the next update computes with.
 
         Args:
             rate: the learning rate, before the parameters' own multipliers.
@@ -288,6 +296,10 @@ class WholeUpdate:
             by_sign: whether it pulls by the weights' signs.
             keeps_update: whether gradients are overwritten with what was subtracted.
         """
+        raise NotImplementedError
+
+    def __call__(self) -> None:
+        """Update every parameter once."""
         raise NotImplementedError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob
 from protocaffe.debug import log_update
-from protocaffe.engines import Engine, Loss, get_engine
+from protocaffe.engines import Engine, Loss, WholeUpdate, get_engine
 from protocaffe.errors import FileError, SolverError, UsageError
 from protocaffe.layers.python import download_mark
 from protocaffe.log import log, number
@@ -184,13 +184,16 @@ class Solver:
         with self.net.serving_holders():
             factor = self._clip_factor()
             if self._whole_update is not None and not self.net.debug_info:
-                decay, by_sign = self.param.weight_decay, self.decays_by_sign
-                own_rate = self.corrected_rate(rate)
-                self._whole_update(own_rate, factor, decay, by_sign, self.param.snapshot_diff)
+                self._set_update(self._whole_update, rate, factor)
+                self._whole_update()
                 return
             update = self._logged_update if self.net.debug_info else self.update_parameter
             for index, learnable in enumerate(self.net.learnable):
                 update(index, learnable, rate * learnable.lr_mult, factor)
+
+    def _set_update(self, update: WholeUpdate, rate: float, factor: float) -> None:
+        decay, by_sign = self.param.weight_decay, self.decays_by_sign
+        update.set(self.corrected_rate(rate), factor, decay, by_sign, self.param.snapshot_diff)
 
     def update_parameter(
         self, index: int, learnable: LearnableParam, rate: float, factor: float
@@ -299,20 +302,37 @@ class Solver:
                 before()
         # As in Caffe, here the solver's debug_info counts and the training net's own does not.
         self.net.debug_info = self.param.debug_info and self._is_due(self.param.display)
-        loss = Loss(self.param.iter_size)
-        for _ in range(self.param.iter_size):
-            loss.add(self.net.start_forward())
-            self.net.run_backward()
-        self._losses.append(loss)
-        if self._is_due(self.param.display):
-            self._show_loss()
-        for _, after in self._callbacks:
-            if after:
-                after()
-        self.apply_update()
+        if not self._step_at_once():
+            loss = Loss(self.param.iter_size)
+            for _ in range(self.param.iter_size):
+                loss.add(self.net.start_forward())
+                self.net.run_backward()
+            self._note_loss(loss)
+            for _, after in self._callbacks:
+                if after:
+                    after()
+            self.apply_update()
         self.iter += 1
         self._is_saved = False
         self._answer_request(self._is_due(self.param.snapshot))
+
+    def _step_at_once(self) -> bool:
+        """Run both passes and the update as one piece of work; False if that cannot be."""
+        update, watched = self._whole_update, any(after for _, after in self._callbacks)
+        if update is None or watched or self.param.iter_size > 1 or self.param.clip_gradients >= 0:
+            return False
+        self._set_update(update, self.lr, 1.0)
+        loss = self.net.start_step(update)
+        if loss is None:
+            return False
+        self._note_loss(loss)
+        self._rate()
+        return True
+
+    def _note_loss(self, loss: Loss) -> None:
+        self._losses.append(loss)
+        if self._is_due(self.param.display):
+            self._show_loss()
 
     def _answer_request(self, snapshot: bool = False) -> None:
         """Do what is asked for from outside, and write a snapshot if one is due anyway."""

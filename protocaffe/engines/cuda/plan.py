@@ -25,6 +25,7 @@ from protocaffe.engines.base import (
     LayerNode,
     Loss,
     Plan,
+    WholeUpdate,
     Work,
     forced_own_code,
     quiet,
@@ -46,6 +47,10 @@ CAPTURED = frozenset(
 )
 """Layers whose own code only queues work on the device: it draws no random numbers, reads
 nothing back, and multiplies no matrices (which CuPy does by cuBLAS, and not in a graph)."""
+
+
+MOST_DISPLACEMENTS = 2
+"""How often the graph of a whole step may be lost before passes have graphs of their own again."""
 
 
 class DeviceStep:
@@ -96,6 +101,16 @@ class DeviceStep:
                 storage.truth = Truth.BOTH
 
 
+class CapturedUpdate(WholeUpdate):
+    """An update that can be part of a graph.
+
+    Attributes:
+        step: what it does on the device.
+    """
+
+    step: DeviceStep
+
+
 class Segment:
     """Layers in a row that run as one: at first as they are, later as a graph.
 
@@ -105,6 +120,11 @@ class Segment:
         graphs: those of the plan, whose memory this one's shares.
         before: of a row backward, what has these layers' forward passes. Layers keep arrays from
             one pass to the other. Only those of a captured pass stay where they are.
+
+    Attributes:
+        steps: as above.
+        refused: whether it turned out that it cannot be a graph.
+        displaced: how often a graph was lost because layers of it were run by another segment.
     """
 
     def __init__(
@@ -119,6 +139,7 @@ class Segment:
         self._graphs = graphs
         self._before = before
         self._prepares = [step.prepare for step in steps if step.prepare is not None]
+        self.displaced = 0
         graphs.segments.add(self)
         self.forget()
 
@@ -129,8 +150,12 @@ class Segment:
 
     def forget(self) -> None:
         """Begin anew: the next run is an ordinary one."""
+        self.refused = False
+        self._drop()
+
+    def _drop(self) -> None:
+        """Give up the graph, if there is one."""
         self._ran = False
-        self._refused = False
         self._graph: Any = None
         self._storages: list[tuple[Storage, DeviceArray]] = []
         self._written: list[Storage] = []
@@ -141,6 +166,8 @@ class Segment:
             prepare()
         if self._graph is not None and any(s.native is not own for s, own in self._storages):
             self._graphs.forget()
+        if self._graph is None:
+            self._displace_others()
         if self._graph is not None or (self._may_capture() and self._capture()):
             self._launch()
             return
@@ -148,8 +175,19 @@ class Segment:
             step.queue()
         self._ran = True
 
+    def _displace_others(self) -> None:
+        """Have those begin anew that have layers of this one, too.
+
+        Layers keep arrays from one pass to the other, and now they get other ones.
+        """
+        own = {id(step) for step in self.steps}
+        for other in self._graphs.segments:
+            if other is not self and not own.isdisjoint(map(id, other.steps)):
+                other.displaced += other.is_graph
+                other._drop()
+
     def _may_capture(self) -> bool:
-        return self._ran and not self._refused and all(each.is_graph for each in self._before)
+        return self._ran and not self.refused and all(each.is_graph for each in self._before)
 
     def _capture(self) -> bool:
         """Capture the layers; False if that cannot be done."""
@@ -163,7 +201,7 @@ class Segment:
         except (CapturingError, MemoryError, NotImplementedError, RuntimeError) as error:
             # RuntimeError: what CUDA says; NotImplementedError: what CuPy does not capture.
             log.warning("a pass cannot be a CUDA graph (%s): its layers run one by one", error)
-            self._refused = True
+            self.refused = True
             return False
         storages.update((k, each) for step in self.steps for k, each in step.touched.items())
         natives = [(each, each.native) for each in storages.values()]
@@ -224,11 +262,13 @@ class CudaPlan(Plan):
         self._absorbers: dict[int, int] = {}  # of layers whose work another one does, that one
         self._rows: list[dict[int, list[Work]]] = []  # what was joined of backward
         super().__init__(nodes)
-        if captures:
-            graphs = Graphs(device)
-            self._join(self.forward, range(len(nodes)), graphs, {})
+        self._graphs = Graphs(device) if captures else None
+        self._whole: tuple[WholeUpdate, Segment | None] | None = None
+        if self._graphs is not None:
+            self._join(self.forward, range(len(nodes)), self._graphs, {})
             segments = self._segments(self.forward)
-            self._rows = self._join(self.backward, range(len(nodes))[::-1], graphs, segments)
+            order = range(len(nodes))[::-1]
+            self._rows = self._join(self.backward, order, self._graphs, segments)
 
     def add(self, node: LayerNode[Layer]) -> None:
         """Bind one layer's work: on the host, by an override, or its own code on the device."""
@@ -275,6 +315,36 @@ class CudaPlan(Plan):
             if any(node.layer.loss_weights):
                 losses.append(self.loss(node.index))
         return losses
+
+    def step(self, update: WholeUpdate) -> list[SupportsFloat] | None:
+        """Run all layers forward and backward, and the update, as one graph behind the sources."""
+        if self._whole is None or self._whole[0] is not update:
+            self._whole = (update, self._whole_step(update))
+        whole = self._whole[1]
+        if whole is None or whole.refused or whole.displaced > MOST_DISPLACEMENTS:
+            return None
+        for works in self.forward:
+            for work in works:
+                if not isinstance(work, Segment):
+                    work()
+        whole()
+        weighted = (node.index for node in self.nodes if any(node.layer.loss_weights))
+        return [self.loss(index) for index in weighted]
+
+    def _whole_step(self, update: WholeUpdate) -> Segment | None:
+        """Join the passes and the update, if nothing but sources lies outside of two segments."""
+        forward = [work for works in self.forward for work in works]
+        backward = [work for works in self.backward for work in works]
+        ends = [*forward[-1:], *backward]
+        if self._graphs is None or len(ends) != 2 or not isinstance(update, CapturedUpdate):
+            return None
+        sources = {node.index for node in self.nodes if not node.bottoms}
+        outside = [work for work in forward[:-1] if isinstance(work, DeviceStep)]
+        if len(outside) != len(forward) - 1 or any(each.index not in sources for each in outside):
+            return None
+        steps = [step for end in ends if isinstance(end, Segment) for step in end.steps]
+        whole = all(isinstance(end, Segment) for end in ends)
+        return Segment(self.device, [*steps, update.step], self._graphs) if whole else None
 
     def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops = node.bottoms, node.tops

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import re
 import sys
 import threading
 import weakref
@@ -71,11 +73,82 @@ def test_training_goes_on_where_a_pass_cannot_be_captured(
         return capture(self, works, pool)
 
     monkeypatch.setattr(device.Device, "capture", fail)
-    solvers = [solver(each, net=OWN_CODE) for each in (engine, "numpy")]
+    clipped = "clip_gradients: 100"  # so passes and update are no single graph
+    solvers = [solver(each, clipped, net=OWN_CODE) for each in (engine, "numpy")]
     for one in solvers:
         one.step(6)
     same_weights(*map(weights, solvers))
     assert len(calls) == refused + 1, "a backward pass is captured only if its forward pass is"
+
+
+def test_passes_are_graphs_where_the_whole_step_cannot_be_one(
+    engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = device.Device.capture
+
+    def fail(self: device.Device, works: list, pool: object) -> object:
+        monkeypatch.setattr(device.Device, "capture", capture)
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+
+    solvers = [solver(each) for each in (engine, "numpy")]
+    monkeypatch.setattr(device.Device, "capture", fail)
+    for one in solvers:
+        one.step(6)
+    recorder.counts.clear()
+    for one in solvers:
+        one.step(1)
+    assert recorder.counts == {"launch": 2}
+    same_weights(*map(weights, solvers))
+
+
+RATES = [
+    'lr_policy: "poly" power: 0.5',
+    'lr_policy: "multistep" gamma: 0.5 stepvalue: 3 stepvalue: 5 stepvalue: 6',
+    'lr_policy: "fixed"',
+]
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_a_whole_step_follows_whatever_changes(
+    engine: CudaEngine, rates: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs = []
+    solvers = [solver(each, "display: 2", kind, rates=rates) for each in (engine, "numpy")]
+    for one in solvers:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "protocaffe"):
+            one.step(6)
+            one.net.learnable[0].lr_mult = 0.25
+            one.step(4)
+            one.param.weight_decay, one.param.regularization_type = 0.2, "L1"
+            kept = one.net.params["ip"][0].data
+            for _ in range(3):
+                kept *= 0.9
+                one.step(1)
+            one.net.blobs["data"].reshape(4, 3, 9, 9)
+            one.net.blobs["label"].reshape(4)
+            give_data(one.net, 5)
+            one.step(4)
+        kinds = ("lr = ", "loss = ", "MultiStep")
+        shown = [line for line in caplog.messages if any(each in line for each in kinds)]
+        logs.append([re.sub(r" \(.*?\)|\d+\.\d+|\d+e-\d+", "", line) for line in shown])
+    assert logs[0] == logs[1]
+    same_weights(*map(weights, solvers))
+
+
+def test_whole_steps_and_single_passes_take_turns(engine: CudaEngine) -> None:
+    solvers = [solver(each) for each in (engine, "numpy")]
+    for one in solvers:
+        for seed, turns in enumerate("ssspsspfsssfbssspsss"):
+            give_data(one.net, seed)
+            if turns == "s":
+                one.step(1)
+            if turns in "pf":
+                one.net.run_forward()
+            if turns in "pb":
+                one.net.run_backward()
+    same_weights(*map(weights, solvers))
 
 
 def test_a_capture_may_be_interrupted(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:

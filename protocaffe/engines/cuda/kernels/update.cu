@@ -3,10 +3,11 @@
 // All parameters of a net lie one after the other, each from a multiple of BLOCK on:
 // owner[i / BLOCK] says whose the number i is, ends[owner] where it ends. What lies between them
 // stays as it is. The arrays are long enough for blocks whose threads have four numbers each.
-#define UPDATE_ARGUMENTS                                                                         \
+// What may be other numbers in every iteration is in memory, for captured launches are frozen.
+#define UPDATE_ARGUMENTS                                                                           \
   float *w, float *g, const int *owner, const int *ends, const float *rates, const float *decays, \
-      float factor, float rate, float decay, int by_sign, int keeps_update
-#define UPDATE_NAMES w, g, owner, ends, rates, decays, factor, rate, decay, by_sign, keeps_update
+      const float *numbers
+#define UPDATE_NAMES w, g, owner, ends, rates, decays, numbers
 
 typedef Numbers<float, 4> Four;
 
@@ -18,12 +19,13 @@ __device__ inline void update(UPDATE_ARGUMENTS, float* first, float* second, Rul
   Four h = *(Four*)(first + i), v = *(Four*)(second + i);
   int left = ends[mine] - i;
   if (left <= 0) return;
-  float own_rate = rate * rates[mine], pull = decay * decays[mine];
+  float rate = numbers[0] * rates[mine], factor = numbers[1], pull = numbers[2] * decays[mine];
+  bool by_sign = numbers[3] != 0, keeps_update = numbers[4] != 0;
   for (int k = 0; k < 4; ++k) {
     if (k >= left) break;
     float value = values.at[k], t = factor * gradients.at[k];
     t += pull * (by_sign ? (float)((value > 0) - (value < 0)) : value);
-    gradients.at[k] = rule(t, own_rate, h.at[k], v.at[k]);
+    gradients.at[k] = rule(t, rate, h.at[k], v.at[k]);
     values.at[k] = value - gradients.at[k];
   }
   *(Four*)(w + i) = values;
