@@ -48,21 +48,28 @@ def time_trainer(trainer: Trainer, iterations: int, on_gpu: bool = False) -> dic
 
     One step goes ahead untimed: it wakes the threads and brings the weights back to the cache.
     On a GPU it is three, in which both sides capture what they launch later; then the steps follow
-    each other without a pause, as in training, and each counts for their mean.
+    each other without a pause, as in training, and each counts for their mean. The single parts
+    come behind them, for they are captured by themselves.
     """
     for _ in range(3 if on_gpu else 1):
         trainer.step()
     trainer.synchronize()
-    times: dict[str, list[float]] = {part: [] for part in PARTS}
-    for _ in range(iterations):
-        for part in PARTS[:3]:
-            times[part].append(milliseconds(_whole(trainer, getattr(trainer, part))))
+    times: dict[str, list[float]] = {}
     if on_gpu:
         steps = _whole(trainer, lambda: [trainer.step() for _ in range(iterations)])
         times["step"] = [milliseconds(steps) / iterations] * iterations
-        return times
+        _time_parts(trainer, 2)
+    times.update(_time_parts(trainer, iterations))
+    if not on_gpu:
+        times["step"] = [milliseconds(trainer.step) for _ in range(iterations)]
+    return times
+
+
+def _time_parts(trainer: Trainer, iterations: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {part: [] for part in PARTS[:3]}
     for _ in range(iterations):
-        times["step"].append(milliseconds(trainer.step))
+        for part, measured in times.items():
+            measured.append(milliseconds(_whole(trainer, getattr(trainer, part))))
     return times
 
 

@@ -239,16 +239,36 @@ class Net(NetCalls):
             The loss, which nobody has waited for; None if that cannot be, and nothing has run.
         """
         watched = self.debug_info or any(self._callbacks.values())
-        if watched or self._forward_only or any(each.dynamic for each in self.layers):
+        if watched or self._forward_only or any(node.layer.dynamic for node in self._fed):
             return None
         with self.serving_holders():
-            parts = (self._plan or self._ready()).step(update)
-            if parts is None:
+            if (self._plan or self._ready()).whole_step(update) is None:
                 return None
-            self._ran = [True] * len(self.layers)
+            for node in self.nodes:
+                if not node.bottoms:
+                    self.forward_layer(node.index)
+            step = self.plan.whole_step(update)
+            if step is None:  # a source has other shapes, and the rest was planned anew
+                for node in self._fed:
+                    self.forward_layer(node.index)
+                self.plan.backward_all()
+                update()
+            else:
+                step()
+                self._ran = [True] * len(self.layers)
+            return self._loss()
+
+    @property
+    def _fed(self) -> list[LayerNode[Layer]]:
+        """The layers that have bottoms."""
+        return [node for node in self.nodes if node.bottoms]
+
+    def _loss(self) -> Loss:
+        """The loss that the last forward pass left in the tops."""
         loss = Loss()
-        for part in parts:
-            loss.add(part)
+        for node in self.nodes:
+            if any(node.layer.loss_weights):
+                loss.add(self.plan.loss(node.index))
         return loss
 
     def run_one_by_one(self) -> None:

@@ -133,11 +133,10 @@ class Plan:
             if node.needs_backward:
                 self.backward_layer(node.index)
 
-    def step(self, update: WholeUpdate) -> list[SupportsFloat] | None:
-        """Run all layers forward and backward, and the update, as one piece of work.
+    def whole_step(self, update: WholeUpdate) -> Work | None:
+        """Return one piece of work for a training step, None if there is none.
 
-        Returns:
-            The shares of the loss; None if the plan cannot, and nothing has run.
+        That is forward of all layers but those without bottoms, backward, and the update.
         """
         return None
 

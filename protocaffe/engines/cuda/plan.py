@@ -7,7 +7,8 @@ of date.
 Layers in a row whose work needs nothing from the host are one *segment*. Its first run is an
 ordinary one, in which libraries make up their minds and memory is found; the second is captured
 as a graph, and from then on a run is one launch. A graph is frozen to its addresses, so all are
-captured anew if a blob of theirs gets other memory.
+captured anew if a blob of theirs gets other memory. Where both passes are one segment each, they
+are one together with the update: a whole training step.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from protocaffe.engines.cuda.device import CapturingError, Device, DeviceArray
 from protocaffe.engines.cuda.overrides import Override, find_override
 from protocaffe.layers import Layer
 from protocaffe.layers.base import layer_class
+from protocaffe.layers.input import Input
 from protocaffe.log import log
 
 CAPTURED = frozenset(
     layer_class(name)
     for name in """
         AbsVal Axpy BNLL BatchNorm Bias Clip Concat Crop ELU Eltwise EuclideanLoss Exp
-        Flatten Im2col Input LRN LSTMUnit Log MVN Normalize PReLU Permute Power ReLU
+        Flatten Im2col LRN LSTMUnit Log MVN Normalize PReLU Permute Power ReLU
         ReLU6 Reduction Reorg Reshape Scale ShuffleChannel Sigmoid Silence Slice
         SmoothL1Loss Softmax Split Swish TanH Threshold Tile Upsample""".split()  # noqa: SIM905
 )
@@ -49,8 +51,11 @@ CAPTURED = frozenset(
 nothing back, and multiplies no matrices (which CuPy does by cuBLAS, and not in a graph)."""
 
 
-MOST_DISPLACEMENTS = 2
-"""How often the graph of a whole step may be lost before passes have graphs of their own again."""
+MOST_WASTED = 2
+"""How many graphs of a whole step may be captured for little before passes have their own again."""
+
+FEWEST_LAUNCHES = 20
+"""What a graph is captured for, at least."""
 
 
 class DeviceStep:
@@ -124,7 +129,7 @@ class Segment:
     Attributes:
         steps: as above.
         refused: whether it turned out that it cannot be a graph.
-        displaced: how often a graph was lost because layers of it were run by another segment.
+        wasted: how many graphs were lost after few launches, for others ran layers of them.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class Segment:
         self._graphs = graphs
         self._before = before
         self._prepares = [step.prepare for step in steps if step.prepare is not None]
-        self.displaced = 0
+        self.wasted = 0
         graphs.segments.add(self)
         self.forget()
 
@@ -156,6 +161,7 @@ class Segment:
     def _drop(self) -> None:
         """Give up the graph, if there is one."""
         self._ran = False
+        self._launches = 0
         self._graph: Any = None
         self._storages: list[tuple[Storage, DeviceArray]] = []
         self._written: list[Storage] = []
@@ -183,7 +189,7 @@ class Segment:
         own = {id(step) for step in self.steps}
         for other in self._graphs.segments:
             if other is not self and not own.isdisjoint(map(id, other.steps)):
-                other.displaced += other.is_graph
+                other.wasted += other.is_graph and other._launches < FEWEST_LAUNCHES
                 other._drop()
 
     def _may_capture(self) -> bool:
@@ -215,6 +221,7 @@ class Segment:
         self._device.bring_all(storage for storage, _ in self._storages)
         with self._device.active():
             self._graph.launch(self._device.stream)
+        self._launches += 1
         for storage in self._written:
             storage.native_overwrite()
 
@@ -276,7 +283,7 @@ class CudaPlan(Plan):
         if layer.on_host:
             super().add(node)
             return
-        if self._is_absorbed(node):
+        if isinstance(layer, Input) or self._is_absorbed(node):
             return
         runner: Layer | Override[Any] = layer
         if not forced_own_code(layer):
@@ -316,35 +323,27 @@ class CudaPlan(Plan):
                 losses.append(self.loss(node.index))
         return losses
 
-    def step(self, update: WholeUpdate) -> list[SupportsFloat] | None:
-        """Run all layers forward and backward, and the update, as one graph behind the sources."""
+    def whole_step(self, update: WholeUpdate) -> Work | None:
+        """Return one segment for both passes and the update (see :meth:`Plan.whole_step`)."""
         if self._whole is None or self._whole[0] is not update:
-            self._whole = (update, self._whole_step(update))
+            self._whole = (update, self._join_step(update))
         whole = self._whole[1]
-        if whole is None or whole.refused or whole.displaced > MOST_DISPLACEMENTS:
-            return None
-        for works in self.forward:
-            for work in works:
-                if not isinstance(work, Segment):
-                    work()
-        whole()
-        weighted = (node.index for node in self.nodes if any(node.layer.loss_weights))
-        return [self.loss(index) for index in weighted]
+        return None if whole is None or whole.refused or whole.wasted > MOST_WASTED else whole
 
-    def _whole_step(self, update: WholeUpdate) -> Segment | None:
-        """Join the passes and the update, if nothing but sources lies outside of two segments."""
-        forward = [work for works in self.forward for work in works]
-        backward = [work for works in self.backward for work in works]
-        ends = [*forward[-1:], *backward]
-        if self._graphs is None or len(ends) != 2 or not isinstance(update, CapturedUpdate):
-            return None
+    def _join_step(self, update: WholeUpdate) -> Segment | None:
+        """Join the passes and the update, if each pass is one segment but for the sources."""
         sources = {node.index for node in self.nodes if not node.bottoms}
-        outside = [work for work in forward[:-1] if isinstance(work, DeviceStep)]
-        if len(outside) != len(forward) - 1 or any(each.index not in sources for each in outside):
+        forward = [
+            work for i, works in enumerate(self.forward) if i not in sources for work in works
+        ]
+        ends = [*forward, *(work for works in self.backward for work in works)]
+        segments = [end for end in ends if isinstance(end, Segment)]
+        if self._graphs is None or not len(ends) == len(segments) == 2:
             return None
-        steps = [step for end in ends if isinstance(end, Segment) for step in end.steps]
-        whole = all(isinstance(end, Segment) for end in ends)
-        return Segment(self.device, [*steps, update.step], self._graphs) if whole else None
+        if not isinstance(update, CapturedUpdate):
+            return None
+        steps = [step for segment in segments for step in segment.steps]
+        return Segment(self.device, [*steps, update.step], self._graphs)
 
     def _forward_step(self, node: LayerNode[Layer], runner: Layer | Override[Any]) -> DeviceStep:
         bottoms, tops = node.bottoms, node.tops
@@ -368,6 +367,7 @@ class CudaPlan(Plan):
         self._absorbers = {i: owner for i, owner in self._absorbers.items() if i < start}
         self.joined = [group for group in self.joined if min(group) < start]
         self._rows = [row for row in self._rows if min(row) < start]
+        self._whole = None
         super().follow(start)
 
     def cut(self, first: int, last: int) -> None:

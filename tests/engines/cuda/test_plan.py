@@ -57,11 +57,13 @@ def solver(
     kind: str = "SGD",
     net: str = NET,
     rates: str = 'lr_policy: "fixed"',
+    data: bool = True,
 ) -> Solver:
     text = f"""base_lr: 0.05 {rates} max_iter: 100 random_seed: 3 type: "{kind}"
         {SETTINGS[kind]} weight_decay: 0.01 {more} net_param {{ {net} }}"""
     made = get_solver(parse_text(text, caffe_pb2.SolverParameter()), engine=engine)
-    give_data(made.net)
+    if data:
+        give_data(made.net)
     return made
 
 
@@ -397,17 +399,71 @@ def test_dropout_keeps_its_share_and_drops_the_same_in_backward(engine: CudaEngi
     np.testing.assert_array_equal(net.blobs["y"].data, after)
 
 
+def data_net(folder: Path, transform: str = "") -> str:
+    """Return the net on a database of images instead of its inputs."""
+    images = random_images((3, 9, 9), 25)
+    data = [raw_datum(image, number % 5) for number, image in enumerate(images)]
+    source = write_database(folder / "images", data)
+    text = f"""layer {{ name: "data" type: "Data" top: "data" top: "label"
+        transform_param {{ {transform} }}
+        data_param {{ source: "{source}" batch_size: 6 backend: LMDB }} }}"""
+    return text + NET[NET.index("layer", 10) :]
+
+
+def test_a_step_on_a_database_is_one_graph(engine: CudaEngine, tmp_path: Path) -> None:
+    text = data_net(tmp_path, "scale: 0.004")
+    solvers = [solver(each, net=text, data=False) for each in (engine, "numpy")]
+    for one in solvers:
+        one.step(5)
+    recorder.counts.clear()
+    for one in solvers:
+        one.step(1)
+    assert recorder.counts["launch"] == is_standin(engine)
+    for got, expected in zip(*map(weights, solvers), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    for one in solvers:
+        one.net.close()
+
+
+class Batches(Layer):
+    """A user's source, whose batches get another size every fourth time."""
+
+    bottoms = (0, 0)
+    tops = (2, 2)
+
+    def setup(self, bottom: list, top: list) -> None:
+        self.calls = 0
+
+    def reshape(self, bottom: list, top: list) -> None:
+        top[0].reshape(2 + self.calls // 4, 3, 9, 9)
+        top[1].reshape(2 + self.calls // 4)
+
+    def forward(self, bottom: list, top: list) -> None:
+        self.calls += 1
+        self.reshape(bottom, top)
+        rng = np.random.default_rng(self.calls)
+        top[0].data[...] = rng.random(top[0].shape)
+        top[1].data[...] = rng.integers(5, size=top[1].shape)
+
+
+def test_a_source_may_change_shapes_between_whole_steps(engine: CudaEngine) -> None:
+    source = """layer { name: "data" type: "Python" top: "data" top: "label"
+        python_param { module: "tests.engines.cuda.test_plan" layer: "Batches" } }"""
+    text = source + NET[NET.index("layer", 10) :]
+    solvers = [solver(each, net=text, data=False) for each in (engine, "numpy")]
+    recorder.counts.clear()
+    for one in solvers:
+        one.step(14)
+    assert (recorder.counts["launch"] > 0) == is_standin(engine)
+    for got, expected in zip(*map(weights, solvers), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", ["", "mean_value: 100 scale: 0.01 mirror: true"])
 def test_data_layers_give_what_they_give_on_the_cpu(
     engine: CudaEngine, tmp_path: Path, scale: str
 ) -> None:
-    images = random_images((3, 9, 9), 25)
-    data = [raw_datum(image, number % 5) for number, image in enumerate(images)]
-    source = write_database(tmp_path / "images", data)
-    text = f"""layer {{ name: "data" type: "Data" top: "data" top: "label"
-        transform_param {{ {scale} }}
-        data_param {{ source: "{source}" batch_size: 6 backend: LMDB }} }}"""
-    text += NET[NET.index("layer", 10) :]
+    text = data_net(tmp_path, scale)
     nets = [Net(text, caffe_pb2.TRAIN, engine=each, seed=1) for each in (engine, "numpy")]
     for _ in range(6):
         losses = [net.run_forward() for net in nets]
