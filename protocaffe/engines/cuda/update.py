@@ -9,7 +9,7 @@ import numpy as np
 from protocaffe.assembly import LearnableParam
 from protocaffe.blob import Blob, Storage
 from protocaffe.engines.cuda.device import BLOCK, Device, DeviceArray, Group
-from protocaffe.engines.cuda.plan import CapturedUpdate, DeviceStep
+from protocaffe.engines.cuda.graphs import CapturedUpdate, DeviceStep
 from protocaffe.proto.caffe_pb2 import SolverParameter
 
 RULES = {
