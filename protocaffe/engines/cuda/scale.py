@@ -124,8 +124,10 @@ class ChannelAffine(Override[AnyLayer]):
         x = self._x(bottom[0]) if self._needs_x else dy
         dx = self.diff(bottom[0], self.form, overwrites=True) if wanted else dy
         means = (self._zeros, self._zeros)
+        # What Scale and ReLU would leave in the diff that they work in, unless dx comes there.
+        leaves = self._last is not self.layer and not (self._in_place and wanted)
         if self.follows_batch or (self._needs_x and self._wants(self._gamma, self._beta)):
-            at_once = wanted and not (self.follows_batch or self._leaves)
+            at_once = wanted and not (self.follows_batch or leaves)
             sums = self._add_up(dy, x, dx, at_once)
             means = sums if self.follows_batch else means
             wanted = wanted and not at_once
@@ -133,13 +135,8 @@ class ChannelAffine(Override[AnyLayer]):
             assert self._beta is not None
             diff, factor = self._beta.diff, self._unscale
             add_channel_sums(self.device, dy, self.shape, self.form, diff, factor)
-        if wanted:
-            self._pull(dy, x, dx, means)
-
-    @property
-    def _leaves(self) -> bool:
-        """Whether Scale and ReLU would leave something in dy, which is not dx."""
-        return not self._in_place and self._last is not self.layer
+        if wanted or leaves:
+            self._pull(dy, x, dx, means, leaves)
 
     def _x(self, bottom: Blob) -> Any:
         return self._kept if self._overwritten else self.data(bottom, self.form)
@@ -185,12 +182,12 @@ class ChannelAffine(Override[AnyLayer]):
         )
         return means
 
-    def _pull(self, dy: Any, x: Any, dx: Any, means: Any) -> None:
-        """Set dx; and dy to what Scale and ReLU would leave there."""
-        if self._leaves or self._slope != 1 or self.follows_batch:
+    def _pull(self, dy: Any, x: Any, dx: Any, means: Any, leaves: bool) -> None:
+        """Set dx; then, if it ``leaves`` something, dy to what Scale and ReLU would leave there."""
+        if leaves or self._slope != 1 or self.follows_batch:
             left_factor = self._ones if self._owner is self.layer else self.gamma()
             settings = (*self._constants(), left_factor, *means, self._slope, *self._walk)
-            self.device.run_wide("affine_backward", dy.size, dy, x, dx, dy, self._leaves, *settings)
+            self.device.run_wide("affine_backward", dy.size, dy, x, dx, dy, leaves, *settings)
         elif not (self._in_place and self.factor() is self._ones):
             settings = (self._zeros, self.factor(), self._zeros, 1.0, *self._walk)
             self.device.run_wide("channel_affine", dy.size, dy, dx, dx, False, *settings)

@@ -91,12 +91,25 @@ def layer(kind: str, bottom: str, top: str, settings: str = "") -> str:
         {settings} }}'''
 
 
-def build(text: str, shape: tuple[int, ...], engine: Any, phase: int, backward: bool = True) -> Net:
-    """Return a net over a convolution that only copies, whose top lies as the precision has it."""
+def build(
+    text: str,
+    shape: tuple[int, ...],
+    engine: Any,
+    phase: int,
+    backward: bool = True,
+    below: bool = True,
+) -> Net:
+    """Return a net over a convolution that only copies, whose top lies as the precision has it.
+
+    The last top has a loss weight, without which nothing would run backward; with ``below`` the
+    convolution learns.
+    """
     dims = " ".join(f"dim: {extent}" for extent in shape)
+    end = text[: text.rindex("}")] + "loss_weight: 1 }"
     text = f"""layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {dims} }} }} }}
-        layer {{ name: "copy" type: "Convolution" bottom: "x" top: "c" convolution_param {{
-            num_output: {shape[1]} kernel_size: 1 bias_term: false }} }} {text}"""
+        layer {{ name: "copy" type: "Convolution" bottom: "x" top: "c"
+            param {{ lr_mult: {int(below)} }} convolution_param {{
+            num_output: {shape[1]} kernel_size: 1 bias_term: false }} }} {end}"""
     net = Net(text, phase, engine=engine, seed=1, forward_only=not backward)
     net.params["copy"][0].data[...] = np.eye(shape[1])[..., None, None]
     rng = np.random.default_rng(3)
@@ -116,13 +129,15 @@ def agree(
     phase: int = caffe_pb2.TRAIN,
     backward: bool = True,
     fuses: bool = True,
+    below: bool = True,
 ) -> None:
     """Run the stand-in and the numpy engine on numbers that the precision has; compare all."""
     engine = standin_engine(precision=PRECISIONS[precision])
-    nets = [build(text, shape, each, phase, backward) for each in (engine, "numpy")]
+    nets = [build(text, shape, each, phase, backward, below) for each in (engine, "numpy")]
     if not fuses:
         nets[0].run_one_by_one()
     output = nets[0].outputs[0]
+    assert nets[0].layer_needs_backward[-1] == backward
     for seed in range(3):  # as it is, captured, launched
         x, dy = draw(shape, seed), draw(shape, seed + 10)
         for net in nets:
@@ -170,6 +185,20 @@ def test_batch_norm_as_one_with_scale_and_relu(
     precision: str, relu: str, scale: str, top: str, stats: str
 ) -> None:
     agree(chain(top, scale, relu, stats), precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("relu", RELUS)
+@pytest.mark.parametrize("scale", SCALES[1:3])
+@pytest.mark.parametrize("top", ["c", "y"])
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_where_nobody_below_wants_a_gradient(
+    precision: str, relu: str, scale: str, top: str, normalizes: bool
+) -> None:
+    text = chain(top, scale, relu)
+    if not normalizes:
+        text = layer("Scale", "c", top, scale) + (layer("ReLU", top, top, relu) if relu else "")
+    agree(text, precision, below=False)
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])

@@ -268,8 +268,8 @@ struct AffineBackward {
   }
 };
 
-// dx = factor (g - plain - (x - middle) product), g as in affine_sums; dx may be dy. `left`, which
-// may be dy too, gets what Scale and ReLU would leave in the diff that they work in.
+// dx = factor (g - plain - (x - middle) product), g as in affine_sums; dx may be dy. Then `left`,
+// which may be dy or both, gets what Scale and ReLU would leave in the diff that they work in.
 extern "C" __global__ void affine_backward(const real* dy, const real* x, real* dx, real* left,
                                            int leaves, const float* middle, const float* factor,
                                            const float* shift, const float* left_factor,
