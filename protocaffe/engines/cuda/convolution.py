@@ -16,7 +16,6 @@ from protocaffe.engines.cuda.dnn import (
     GRID,
     IMAGE,
     WEIGHTS,
-    Extents,
     Geometry,
     Graph,
     Operation,
@@ -50,7 +49,7 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
     def __init__(self, device: Device, node: LayerNode[ConvolutionBase]) -> None:
         super().__init__(device, node)
         self._geometry = _geometry(node)
-        shapes = _shapes(self._geometry)
+        shapes = self._geometry.shapes
         self._forms = {number: device.channels_last(shape) for number, shape in shapes.items()}
         self._tunes = node.needs_backward
         self._slope: float | None = None
@@ -134,7 +133,7 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
             return
         graph.run(arrays)
         if bias is not None:
-            y, shape = arrays[self.result], _shapes(self._geometry)[self.result]
+            y, shape = arrays[self.result], self._geometry.shapes[self.result]
             inner = 1 if self._forms[self.result] else math.prod(shape[2:])
             slope = 1.0 if self._slope is None else self._slope
             self.device.run_wide("add_bias_relu", y.size, y, bias, slope, bias.size, inner, y.size)
@@ -201,10 +200,6 @@ def _geometry(node: LayerNode[Any]) -> Geometry:
     geometry = layer.geometry
     extents = (geometry.pad, geometry.stride, geometry.dilation)
     return Geometry(image, layer.blobs[0].shape, grid, *extents)
-
-
-def _shapes(geometry: Geometry) -> dict[int, Extents]:
-    return {IMAGE: geometry.image, WEIGHTS: geometry.weights, GRID: geometry.grid}
 
 
 def _known(device: Device, operations: list[Operation]) -> list[Graph]:

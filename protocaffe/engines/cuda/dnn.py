@@ -54,6 +54,11 @@ class Geometry:
     stride: Extents
     dilation: Extents
 
+    @property
+    def shapes(self) -> dict[int, Extents]:
+        """The shape of each array."""
+        return {IMAGE: self.image, WEIGHTS: self.weights, GRID: self.grid}
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -270,8 +275,7 @@ class Graph:
 
     def _add_operations(self) -> None:
         operation, geometry = self.operation, self.operation.geometry
-        shapes = {IMAGE: geometry.image, WEIGHTS: geometry.weights, GRID: geometry.grid}
-        result = operation.result
+        shapes, result = geometry.shapes, operation.result
         given = {
             number: self._tensor(number, shape)
             for number, shape in shapes.items()
