@@ -160,6 +160,8 @@ class Net(NetCalls):
         self.layers: list[Layer] = assembly.layers
         self.layer_names: list[str] = [layer.name for layer in self.layers]
         self.bottoms: list[list[Blob]] = assembly.bottoms
+        self._sources = [index for index, bottoms in enumerate(self.bottoms) if not bottoms]
+        self._fed = [index for index, bottoms in enumerate(self.bottoms) if bottoms]
         self.tops: list[list[Blob]] = assembly.tops
         self.blobs: dict[str, Blob] = Named(assembly.blobs, self._has_no("blob"))
         self.params: dict[str, list[Blob]] = Named(
@@ -239,36 +241,25 @@ class Net(NetCalls):
             The loss, which nobody has waited for; None if that cannot be, and nothing has run.
         """
         watched = self.debug_info or any(self._callbacks.values())
-        if watched or self._forward_only or any(node.layer.dynamic for node in self._fed):
+        if watched or self._forward_only or any(self.layers[i].dynamic for i in self._fed):
             return None
+        loss = Loss()
         with self.serving_holders():
             if (self._plan or self._ready()).whole_step(update) is None:
                 return None
-            for node in self.nodes:
-                if not node.bottoms:
-                    self.forward_layer(node.index)
+            for index in self._sources:
+                self.forward_layer(index)
             step = self.plan.whole_step(update)
             if step is None:  # a source has other shapes, and the rest was planned anew
-                for node in self._fed:
-                    self.forward_layer(node.index)
+                for index in self._fed:
+                    self.forward_layer(index)
                 self.plan.backward_all()
                 update()
             else:
                 step()
                 self._ran = [True] * len(self.layers)
-            return self._loss()
-
-    @property
-    def _fed(self) -> list[LayerNode[Layer]]:
-        """The layers that have bottoms."""
-        return [node for node in self.nodes if node.bottoms]
-
-    def _loss(self) -> Loss:
-        """The loss that the last forward pass left in the tops."""
-        loss = Loss()
-        for node in self.nodes:
-            if any(node.layer.loss_weights):
-                loss.add(self.plan.loss(node.index))
+            for part in self.plan.losses():
+                loss.add(part)
         return loss
 
     def run_one_by_one(self) -> None:

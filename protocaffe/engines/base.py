@@ -110,11 +110,12 @@ class Plan:
             self.add(node)
 
     def forward_all(self) -> list[SupportsFloat]:
-        """Run all layers' forward work; return their shares of the loss."""
+        """Run all layers' forward work; return the shares of those that have one in the loss."""
         losses = []
-        for index in range(len(self.nodes)):
-            self.forward_layer(index)
-            losses.append(self.loss(index))
+        for node in self.nodes:
+            self.forward_layer(node.index)
+            if any(node.layer.loss_weights):
+                losses.append(self.loss(node.index))
         return losses
 
     def forward_layer(self, index: int) -> None:
@@ -148,6 +149,10 @@ class Plan:
                 values, weights = top.data_storage.host_read(), top.diff_storage.host_read()
                 loss += float(np.dot(values, weights))
         return loss
+
+    def losses(self) -> list[SupportsFloat]:
+        """Return the shares of all layers that have one in the loss, from their tops."""
+        return [self.loss(node.index) for node in self.nodes if any(node.layer.loss_weights)]
 
     def cut(self, first: int, last: int) -> None:
         """Get ready for a backward pass over the layers from ``first`` down to ``last`` only.

@@ -114,16 +114,6 @@ class CudaPlan(Plan):
             step.only_read = without(step.only_read, [node.tops[0].diff_storage])
         return True
 
-    def forward_all(self) -> list[SupportsFloat]:
-        """Run all layers' forward work; return the shares of those that have one in the loss."""
-        losses = []
-        for node, works in zip(self.nodes, self.forward, strict=True):
-            for work in works:
-                work()
-            if any(node.layer.loss_weights):
-                losses.append(self.loss(node.index))
-        return losses
-
     def whole_step(self, update: WholeUpdate) -> Work | None:
         """Return one segment for both passes and the update (see :meth:`Plan.whole_step`)."""
         if self._whole is None or self._whole[0] is not update:

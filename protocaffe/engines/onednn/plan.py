@@ -185,7 +185,7 @@ class OneDnnPlan(Plan):
         for work in self._straight:
             work()
         self._retire(self._transient[0])
-        return [self.loss(node.index) for node in weighted]
+        return self.losses()
 
     def forward_layer(self, index: int) -> None:
         """Run one layer's forward work."""
