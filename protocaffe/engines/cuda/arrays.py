@@ -13,7 +13,7 @@ from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import DIVISOR, WIDE_BYTES, Device, divisor
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
-from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
+from protocaffe.engines.cuda.overrides import AnyLayer, OfOneForm, Override, override
 from protocaffe.layers.activation import ReLU
 from protocaffe.layers.eltwise import Eltwise
 from protocaffe.layers.shape import Concat, Slice, Split
@@ -99,24 +99,16 @@ class CudaEltwise(Override[Eltwise]):
 
 
 @override(Split)
-class CudaSplit(Override[Split]):
+class CudaSplit(OfOneForm[Split]):
     """The data is shared; the gradients are added up at once."""
-
-    def __init__(self, device: Device, node: LayerNode[Split]) -> None:
-        super().__init__(device, node)
-        self._form = self.top_form(device, node)
-
-    @classmethod
-    def top_form(cls, device: Device, node: LayerNode[Split]) -> Form:
-        return device.form(node.bottoms[0].data_storage)
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Do nothing: there is one array."""
 
     def backward(self, top: list[Blob], propagate_down: list[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            dys = [self.diff(blob, self._form) for blob in top]
-            dx = self.diff(bottom[0], self._form, overwrites=True)
+            dys = [self.diff(blob, self.form) for blob in top]
+            dx = self.diff(bottom[0], self.form, overwrites=True)
             add_arrays(self.device, dys, dx, [1.0] * len(dys))
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from protocaffe.blob import Blob, Storage, serving
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
-from protocaffe.engines.cuda.forms import Form
-from protocaffe.engines.cuda.overrides import AnyLayer, Override, override
+from protocaffe.engines.cuda.overrides import OfOneForm, override
 from protocaffe.layers.activation import (
     BNLL,
     ELU,
@@ -32,24 +31,8 @@ from protocaffe.layers.activation import (
 from protocaffe.layers.dropout import Dropout
 
 
-class CudaNeuron(Override[AnyLayer]):
-    """A layer that treats every number by itself.
-
-    Attributes:
-        form: how both bottom and top lie.
-    """
-
-    def __init__(self, device: Device, node: LayerNode[AnyLayer]) -> None:
-        super().__init__(device, node)
-        self.form = self.top_form(device, node)
-
-    @classmethod
-    def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
-        return device.form(node.bottoms[0].data_storage)
-
-
 @override(AbsVal, BNLL, Clip, ELU, Exp, Log, Power, Sigmoid, Swish, TanH, Threshold)
-class CudaFunction(CudaNeuron[Neuron]):
+class CudaFunction(OfOneForm[Neuron]):
     """The layer's own code on float32 numbers with channels last, as they lie."""
 
     @classmethod
@@ -78,7 +61,7 @@ class CudaFunction(CudaNeuron[Neuron]):
 
 
 @override(ReLU)
-class CudaReLU(CudaNeuron[ReLU]):
+class CudaReLU(OfOneForm[ReLU]):
     """One kernel per pass."""
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -94,7 +77,7 @@ class CudaReLU(CudaNeuron[ReLU]):
 
 
 @override(ReLU6)
-class CudaReLU6(CudaNeuron[ReLU6]):
+class CudaReLU6(OfOneForm[ReLU6]):
     """One kernel per pass."""
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -109,7 +92,7 @@ class CudaReLU6(CudaNeuron[ReLU6]):
 
 
 @override(Dropout)
-class CudaDropout(CudaNeuron[Dropout]):
+class CudaDropout(OfOneForm[Dropout]):
     """Draws the same numbers in both passes, from one seed per forward; no mask in memory."""
 
     def __init__(self, device: Device, node: LayerNode[Dropout]) -> None:

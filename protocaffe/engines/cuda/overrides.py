@@ -94,6 +94,22 @@ class Override(Generic[AnyLayer]):
         raise NotImplementedError
 
 
+class OfOneForm(Override[AnyLayer]):
+    """What runs a layer whose tops lie as its first bottom does.
+
+    Attributes:
+        form: how.
+    """
+
+    def __init__(self, device: Device, node: LayerNode[AnyLayer]) -> None:
+        super().__init__(device, node)
+        self.form = self.top_form(device, node)
+
+    @classmethod
+    def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
+        return device.form(node.bottoms[0].data_storage)
+
+
 _overrides: dict[type[Layer], type[Override[Any]]] = {}
 AnyOverride = TypeVar("AnyOverride", bound=type[Override[Any]])
 
