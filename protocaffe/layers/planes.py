@@ -59,6 +59,12 @@ class PoolingGeometry:
             output.append(steps + (0 if dropped else 1))
         return cls(method, kernel, stride, pad, extents, (output[0], output[1]))
 
+    @property
+    def axes(self) -> list[tuple[int, int, int, int, int]]:
+        """For height and width: input, output, kernel, stride and pad."""
+        pairs = (self.input, self.output, self.kernel, self.stride, self.pad)
+        return list(zip(*pairs, strict=True))
+
 
 class Phases:
     """Takes planes apart by the stride, so that window elements are at flat offsets.
@@ -77,14 +83,7 @@ class Phases:
         self._xp = xp
         self._output = geometry.output
         self._extents, self._counts, offsets, elements = [], [], [], []
-        for image, output, kernel, stride, pad in zip(
-            geometry.input,
-            geometry.output,
-            geometry.kernel,
-            geometry.stride,
-            geometry.pad,
-            strict=True,
-        ):
+        for image, output, kernel, stride, pad in geometry.axes:
             extent, phases = output + (kernel - 1) // stride, min(stride, kernel)
             self._extents.append(extent)
             self._counts.append(phases)
@@ -125,17 +124,7 @@ class PlanePooling:
         self._xp = xp
         self._dtype = dtype
         self._phases = Phases(geometry, xp)
-        self._rows, self._columns = (
-            window_offsets(*each)
-            for each in zip(
-                geometry.input,
-                geometry.output,
-                geometry.kernel,
-                geometry.stride,
-                geometry.pad,
-                strict=True,
-            )
-        )
+        self._rows, self._columns = (window_offsets(*axis) for axis in geometry.axes)
         starts = [
             np.arange(output) * stride - pad
             for output, stride, pad in zip(

@@ -116,6 +116,14 @@ extern "C" __global__ void max_pool_places(const short* codes, float* places, Wi
   }
 }
 
+// Rounds sums and writes them from a place on.
+template <int COUNT>
+__device__ inline void put(real* array, int at, const float* sums) {
+  Numbers<real, COUNT> result;
+  for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
+  *(Numbers<real, COUNT>*)(array + at) = result;
+}
+
 // Every pixel asks all windows that hold it whether it was their maximum.
 template <int COUNT>
 __device__ inline void give_to_maximum(const real* dy, const short* codes, real* dx,
@@ -145,10 +153,7 @@ __device__ inline void give_to_maximum(const real* dy, const short* codes, real*
           if (next + j < columns.end && found[j].at[k] == code - j * (int)w.columns.stride.by)
             sums[k] += gradients[j].at[k];
     }
-  Reals result;
-  for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  int at = spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column);
-  *(Reals*)(dx + at) = result;
+  put<COUNT>(dx, spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column), sums);
 }
 
 extern "C" __global__ void max_pool_backward(const real* dy, const short* codes, real* dx,
@@ -177,10 +182,8 @@ __device__ inline void average_windows(const real* x, const float* shares, real*
     }
   }
   float share = shares[own.row * w.columns.windows.by + own.column];
-  Reals result;
-  for (int k = 0; k < COUNT; ++k) result.at[k] = share * sums[k];
-  int at = spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column);
-  *(Reals*)(y + at) = result;
+  for (int k = 0; k < COUNT; ++k) sums[k] *= share;
+  put<COUNT>(y, spot_offset(own, w, w.rows.windows, w.columns.windows, own.row, own.column), sums);
 }
 
 extern "C" __global__ void ave_pool_forward(const real* x, const float* shares, real* y, Windows w,
@@ -207,10 +210,7 @@ __device__ inline void give_shares(const real* dy, const float* shares, real* dx
       float share = shares[row * w.columns.windows.by + column];
       for (int k = 0; k < COUNT; ++k) sums[k] += share * gradients.at[k];
     }
-  Reals result;
-  for (int k = 0; k < COUNT; ++k) result.at[k] = sums[k];
-  int at = spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column);
-  *(Reals*)(dx + at) = result;
+  put<COUNT>(dx, spot_offset(own, w, w.rows.pixels, w.columns.pixels, own.row, own.column), sums);
 }
 
 extern "C" __global__ void ave_pool_backward(const real* dy, const float* shares, real* dx,
