@@ -270,9 +270,10 @@ def test_a_layer_tells_whose_work_it_does() -> None:
     net.backward(start="ip")
 
 
-def test_layers_on_the_host_split_graphs(engine: CudaEngine) -> None:
-    inserted = """layer { name: "twice" type: "Python" bottom: "pool" top: "twice"
-        python_param { module: "tests.engines.cuda.test_plan" layer: "Twice" } }"""
+def trained_with(engine: CudaEngine, layer: str) -> list[Solver]:
+    """Train the net with one of this file's layers in it, here and on the CPU; compare weights."""
+    inserted = f"""layer {{ name: "twice" type: "Python" bottom: "pool" top: "twice"
+        python_param {{ module: "tests.engines.cuda.test_plan" layer: "{layer}" }} }}"""
     text = NET.replace('layer { name: "ip"', f'{inserted} layer {{ name: "ip"')
     text = text.replace('bottom: "pool" top: "ip"', 'bottom: "twice" top: "ip"')
     solvers = [solver(each, net=text) for each in (engine, "numpy")]
@@ -280,6 +281,11 @@ def test_layers_on_the_host_split_graphs(engine: CudaEngine) -> None:
         one.step(4)
     for got, expected in zip(*map(weights, solvers), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    return solvers
+
+
+def test_layers_on_the_host_split_graphs(engine: CudaEngine) -> None:
+    solvers = trained_with(engine, "Twice")
     recorder.counts.clear()
     solvers[0].step(1)
     assert recorder.counts["launch"] == (4 if is_standin(engine) else 0)
@@ -303,15 +309,7 @@ class Twice(Layer):
 
 
 def test_a_layer_that_says_so_stays_on_the_device(engine: CudaEngine) -> None:
-    inserted = """layer { name: "twice" type: "Python" bottom: "pool" top: "twice"
-        python_param { module: "tests.engines.cuda.test_plan" layer: "TwiceOnDevice" } }"""
-    text = NET.replace('layer { name: "ip"', f'{inserted} layer {{ name: "ip"')
-    text = text.replace('bottom: "pool" top: "ip"', 'bottom: "twice" top: "ip"')
-    solvers = [solver(each, net=text) for each in (engine, "numpy")]
-    for one in solvers:
-        one.step(4)
-    for got, expected in zip(*map(weights, solvers), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    solvers = trained_with(engine, "TwiceOnDevice")
     on_device, on_host = (one.net.layer_dict["twice"].seen for one in solvers)
     assert np.ndarray not in on_device
     assert on_host == {np.ndarray}
