@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocaffe.blob import Array
 from protocaffe.export.graph import OnnxGraph, Step, converts
 from protocaffe.layers.convolution import (
     Convolution,
@@ -125,7 +124,7 @@ def _average(graph: OnnxGraph, x: str, geometry: PoolingGeometry) -> str:
     if geometry.kernel == geometry.input and not any(geometry.pad):
         return graph.op("GlobalAveragePool", x)
     y = graph.op("AveragePool", x, count_include_pad=1, **_pooled(geometry))
-    areas = _areas(geometry)
+    areas = geometry.areas
     full = math.prod(geometry.kernel)
     return y if (areas == full).all() else graph.op("Mul", y, graph.constant(full / areas, "areas"))
 
@@ -134,14 +133,7 @@ def _pooled(geometry: PoolingGeometry) -> dict[str, list[int]]:
     """Return the attributes; pads at the end are what makes ONNX's floor give Caffe's extents."""
     ends = [
         max(0, (output - 1) * stride + kernel - extent - pad)
-        for output, stride, kernel, extent, pad in zip(
-            geometry.output,
-            geometry.stride,
-            geometry.kernel,
-            geometry.input,
-            geometry.pad,
-            strict=True,
-        )
+        for extent, output, kernel, stride, pad in geometry.axes
     ]
     return {
         "kernel_shape": list(geometry.kernel),
@@ -150,26 +142,8 @@ def _pooled(geometry: PoolingGeometry) -> dict[str, list[int]]:
     }
 
 
-def _areas(geometry: PoolingGeometry) -> Array:
-    """Return how many pixels of the padded image each window has, (H', W')."""
-    heights, widths = (
-        np.minimum(start + kernel, extent + pad) - start
-        for start, kernel, extent, pad in zip(
-            _starts(geometry), geometry.kernel, geometry.input, geometry.pad, strict=True
-        )
-    )
-    return np.outer(heights, widths)
-
-
-def _starts(geometry: PoolingGeometry) -> list[Array]:
-    return [
-        np.arange(output) * stride - pad
-        for output, stride, pad in zip(geometry.output, geometry.stride, geometry.pad, strict=True)
-    ]
-
-
 def _check_windows(step: Step, geometry: PoolingGeometry) -> None:
-    for starts, extent in zip(_starts(geometry), geometry.input, strict=True):
+    for starts, extent in zip(geometry.starts, geometry.input, strict=True):
         if starts[-1] >= extent:
             raise step.layer.error(
                 f"its last window lies wholly outside the image (stride {geometry.stride}, kernel "

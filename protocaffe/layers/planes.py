@@ -65,6 +65,25 @@ class PoolingGeometry:
         pairs = (self.input, self.output, self.kernel, self.stride, self.pad)
         return list(zip(*pairs, strict=True))
 
+    @property
+    def starts(self) -> list[Array]:
+        """For height and width: where each window begins; in the padding it is negative."""
+        return [np.arange(output) * stride - pad for _, output, _, stride, pad in self.axes]
+
+    @property
+    def lengths(self) -> list[Array]:
+        """For height and width: how far each window reaches within the padded image."""
+        return [
+            np.minimum(start + kernel, extent + pad) - start
+            for start, (extent, _, kernel, _, pad) in zip(self.starts, self.axes, strict=True)
+        ]
+
+    @property
+    def areas(self) -> Array:
+        """What Caffe divides the sum of each window by, (H', W'): its area in the padded image."""
+        # A window that lies wholly outside the image averages nothing: 0, not 0 / 0.
+        return np.maximum(np.outer(*self.lengths), 1)
+
 
 class Phases:
     """Takes planes apart by the stride, so that window elements are at flat offsets.
@@ -125,25 +144,12 @@ class PlanePooling:
         self._dtype = dtype
         self._phases = Phases(geometry, xp)
         self._rows, self._columns = (window_offsets(*axis) for axis in geometry.axes)
-        starts = [
-            np.arange(output) * stride - pad
-            for output, stride, pad in zip(
-                geometry.output, geometry.stride, geometry.pad, strict=True
-            )
-        ]
-        heights, widths = (
-            np.minimum(start + kernel, extent + pad) - start
-            for start, kernel, extent, pad in zip(
-                starts, geometry.kernel, geometry.input, geometry.pad, strict=True
-            )
-        )
-        # A window that lies wholly outside the image averages nothing: 0, not 0 / 0.
-        areas = np.maximum(np.outer(heights, widths), 1)
-        self._divisors = xp.asarray(areas.astype(dtype))
+        self._divisors = xp.asarray(geometry.areas.astype(dtype))
         # A maximum's place is that of its window and that of its element within the window.
         self._code_type = np.dtype(np.min_scalar_type(math.prod(geometry.kernel)))
         width, (kernel_h, kernel_w) = geometry.input[1], geometry.kernel
-        self._window_places = xp.asarray(np.add.outer(starts[0] * width, starts[1]), np.int32)
+        tops, lefts = geometry.starts
+        self._window_places = xp.asarray(np.add.outer(tops * width, lefts), np.int32)
         elements = np.add.outer(np.arange(kernel_h) * width, np.arange(kernel_w))
         self._element_places = xp.asarray([-1, *elements.flat], np.int32)
 

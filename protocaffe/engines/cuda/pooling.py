@@ -51,22 +51,6 @@ def _windows(geometry: PoolingGeometry, channels: int, numbers: int) -> np.ndarr
     return np.array((*axes, divisor(channels // numbers), channels, numbers), WINDOWS)
 
 
-def _shares(geometry: PoolingGeometry) -> np.ndarray:
-    """Return 1 / Caffe's divisor for every window: its area within the padded image, at least 1."""
-    heights, widths = (
-        np.minimum(start + kernel, extent + pad) - start
-        for start, kernel, extent, pad in zip(
-            _starts(geometry), geometry.kernel, geometry.input, geometry.pad, strict=True
-        )
-    )
-    return (1 / np.maximum(np.outer(heights, widths), 1)).astype(np.float32)
-
-
-def _starts(geometry: PoolingGeometry) -> list[np.ndarray]:
-    axes = zip(geometry.output, geometry.stride, geometry.pad, strict=True)
-    return [np.arange(output) * stride - pad for output, stride, pad in axes]
-
-
 @override(Pooling)
 class CudaPooling(Override[Pooling]):
     """MAX remembers where each maximum was, so that in-place layers after it do no harm."""
@@ -89,7 +73,7 @@ class CudaPooling(Override[Pooling]):
         if self._is_max:
             self._codes = self.xp.empty(top.count, np.int16)
         else:
-            self._shares = self.xp.asarray(_shares(geometry))
+            self._shares = self.xp.asarray((1 / geometry.areas).astype(np.float32))
 
     @classmethod
     def fits(cls, device: Device, node: LayerNode[Pooling]) -> bool:

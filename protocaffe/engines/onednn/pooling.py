@@ -124,16 +124,12 @@ def _algorithm(plan: OneDnnPlan, node: LayerNode[Pooling]) -> tuple[int, NativeA
         return dnn.POOLING_MAX, None
     if not any(geometry.pad):
         return dnn.POOLING_AVG_EXCLUDE_PADDING, None
-    factors = np.float32(1)
-    for axis, (size, out) in enumerate(
-        zip(node.bottoms[0].shape[2:], geometry.output, strict=True)
-    ):
-        kernel_size, stride, pad = (
-            each[axis] for each in (geometry.kernel, geometry.stride, geometry.pad)
+    factors = np.multiply.outer(
+        *(
+            (kernel_size / counted).astype(np.float32)
+            for kernel_size, counted in zip(geometry.kernel, geometry.lengths, strict=True)
         )
-        start = np.arange(out) * stride - pad
-        counted = np.minimum(start + kernel_size, size + pad) - start
-        factors = np.multiply.outer(factors, (kernel_size / counted).astype(np.float32))
+    )
     if (factors == 1).all():
         return dnn.POOLING_AVG_INCLUDE_PADDING, None
     layout = Layout.plain(plan.runtime, (1, 1, *geometry.output))
