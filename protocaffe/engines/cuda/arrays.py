@@ -13,8 +13,13 @@ from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import DIVISOR, WIDE_BYTES, Device, divisor
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
-from protocaffe.engines.cuda.overrides import AnyLayer, OfOneForm, Override, override
-from protocaffe.layers.activation import ReLU
+from protocaffe.engines.cuda.overrides import (
+    AnyLayer,
+    OfOneForm,
+    Override,
+    override,
+    telling_slope,
+)
 from protocaffe.layers.eltwise import Eltwise
 from protocaffe.layers.shape import Concat, Slice, Split
 from protocaffe.proto.caffe_pb2 import EltwiseParameter
@@ -70,9 +75,10 @@ class CudaEltwise(Override[Eltwise]):
 
     def absorb(self, node: LayerNode[Any]) -> bool:
         """Bend the sum; the top's sign says in backward what was bent."""
-        if self._slope != 1 or type(node.layer) is not ReLU or node.layer.negative_slope < 0:
+        slope = telling_slope(node.layer)
+        if self._slope != 1 or slope is None:
             return False
-        self._slope = float(node.layer.negative_slope)
+        self._slope = slope
         return True
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:

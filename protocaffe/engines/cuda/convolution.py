@@ -22,9 +22,8 @@ from protocaffe.engines.cuda.dnn import (
     Pass,
 )
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
-from protocaffe.engines.cuda.overrides import Override, override
+from protocaffe.engines.cuda.overrides import Override, override, telling_slope
 from protocaffe.engines.cuda.sums import add_channel_sums, rectify_and_add_sums
-from protocaffe.layers.activation import ReLU
 from protocaffe.layers.convolution import (
     Convolution,
     ConvolutionBase,
@@ -87,11 +86,10 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         return [WEIGHTS] * weights + [cls.source] * any(node.propagate_down)
 
     def absorb(self, node: LayerNode[Any]) -> bool:
-        # With a negative slope, a ReLU's output does not tell the sign of its input.
-        layer = node.layer
-        if self._slope is not None or type(layer) is not ReLU or layer.negative_slope < 0:
+        slope = telling_slope(node.layer)
+        if self._slope is not None or slope is None:
             return False
-        self._slope = float(layer.negative_slope)
+        self._slope = slope
         # cuDNN has far more plans for a bias and ReLU than for ReLU alone.
         if not self.layer.geometry.bias_term:
             self._no_bias = self.xp.zeros(self.layer.geometry.num_output, np.float32)
@@ -173,14 +171,13 @@ class CudaConvolutionBase(Override[ConvolutionBase]):
         if form is None:
             diff += gradient
         else:
-            factor = 1 / self.device.precision.diff_scale
-            self.device.unpack(gradient, diff, form, factor, add=True)
+            self.device.unpack(gradient, diff, form, self.unscale(form), add=True)
 
     def _gradient(self, top: Blob) -> Any:
         """Return dy, behind the ReLU, and add up that of the bias."""
         device, form, shape = self.device, self._forms[self.result], top.shape
         dy, has_bias = self.diff(top, form), self.layer.geometry.bias_term
-        factor = 1 / device.precision.diff_scale if form else 1.0
+        factor = self.unscale(form)
         if has_bias and self.layer.param_propagate_down[1]:
             sums = (shape, form, self.layer.blobs[1].diff, factor)
             if self._slope is None:

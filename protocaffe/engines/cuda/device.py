@@ -256,9 +256,13 @@ class Device:
         form = self.form(blob.data_storage)
         return form if form and form == ChannelsLast.of(blob.shape) else None
 
+    def diff_scale(self, form: Form) -> float:
+        """Return what gradients in a form are multiplied by."""
+        return self.precision.diff_scale if form else 1.0
+
     def assign(self, blob: Blob, form: Form) -> None:
         """Have a blob's data and diff lie in a form from now on."""
-        scales = (1.0, self.precision.diff_scale if form else 1.0)
+        scales = (1.0, self.diff_scale(form))
         for storage, scale in zip((blob.data_storage, blob.diff_storage), scales, strict=True):
             if not self._has(storage) or self.form(storage) != form:
                 storage.bind(DeviceArray(self, form=form, scale=scale))

@@ -10,8 +10,7 @@ from protocaffe.blob import Blob
 from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.forms import ChannelsLast, Form
-from protocaffe.engines.cuda.overrides import Override, override
-from protocaffe.layers.activation import ReLU
+from protocaffe.engines.cuda.overrides import Override, override, telling_slope
 from protocaffe.layers.inner_product import InnerProduct
 
 SPAN = 256
@@ -47,11 +46,11 @@ class CudaInnerProduct(Override[InnerProduct]):
                 self._kept_weights = device.empty(_in_a_row(layer.blobs[0].count))
 
     def absorb(self, node: LayerNode[Any]) -> bool:
-        # With a negative slope, a ReLU's output does not tell the sign of its input.
-        if self._slope is None and type(node.layer) is ReLU and node.layer.negative_slope >= 0:
-            self._slope = float(node.layer.negative_slope)
-            return True
-        return False
+        slope = telling_slope(node.layer)
+        if self._slope is not None or slope is None:
+            return False
+        self._slope = slope
+        return True
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         layer, y = self.layer, top[0].data

@@ -15,6 +15,7 @@ from protocaffe.engines.base import LayerNode
 from protocaffe.engines.cuda.device import Device
 from protocaffe.engines.cuda.forms import Form
 from protocaffe.layers import Layer
+from protocaffe.layers.activation import ReLU
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
@@ -76,8 +77,12 @@ class Override(Generic[AnyLayer]):
             form: the form.
             overwrites: whether all of it will be written, whatever is there.
         """
-        scale = self.device.precision.diff_scale if form else 1.0
+        scale = self.device.diff_scale(form)
         return self.device.serve(blob.diff_storage, form, scale, overwrites)
+
+    def unscale(self, form: Form) -> float:
+        """Return what a gradient in a form is multiplied by where it becomes a plain one."""
+        return 1 / self.device.diff_scale(form)
 
     def prepare(self) -> None:
         """Do on the host what every forward pass needs, also one that is a graph."""
@@ -108,6 +113,16 @@ class OfOneForm(Override[AnyLayer]):
     @classmethod
     def top_form(cls, device: Device, node: LayerNode[AnyLayer]) -> Form:
         return device.form(node.bottoms[0].data_storage)
+
+
+def telling_slope(layer: Layer) -> float | None:
+    """Return the slope of a ReLU whose output tells the sign of its input; None for others.
+
+    With a negative slope it does not.
+    """
+    if type(layer) is not ReLU or layer.negative_slope < 0:
+        return None
+    return float(layer.negative_slope)
 
 
 _overrides: dict[type[Layer], type[Override[Any]]] = {}

@@ -50,6 +50,6 @@ class CudaPReLU(Override[PReLU]):
         dy = self.diff(top[0], self._form)
         dx = self.diff(bottom[0], self._form, overwrites=True) if wanted else dy
         diff = slope.diff if self.layer.param_propagate_down[0] else self._unwanted
-        factor = 1 / self.device.precision.diff_scale if self._form else 1.0
+        factor = self.unscale(self._form)
         arguments = (dy, x, dx, wanted, slope.data)
         add_sums(self.device, "prelu_backward", arguments, self._shape, self._last, (diff, factor))

@@ -133,7 +133,7 @@ class ChannelAffine(Override[AnyLayer]):
             wanted = wanted and not at_once
         elif self._wants(self._beta):
             assert self._beta is not None
-            diff, factor = self._beta.diff, self._unscale
+            diff, factor = self._beta.diff, self.unscale(self.form)
             add_channel_sums(self.device, dy, self.shape, self.form, diff, factor)
         if wanted or leaves:
             self._pull(dy, x, dx, means, leaves)
@@ -148,10 +148,6 @@ class ChannelAffine(Override[AnyLayer]):
     def _wants(self, *blobs: Blob | None) -> bool:
         wanted = zip(self._owner.blobs, self._owner.param_propagate_down, strict=True)
         return any(want and any(blob is each for each in blobs) for blob, want in wanted)
-
-    @property
-    def _unscale(self) -> float:
-        return 1 / self.device.precision.diff_scale if self.form else 1.0
 
     @property
     def _walk(self) -> tuple[int, int, int]:
@@ -172,7 +168,7 @@ class ChannelAffine(Override[AnyLayer]):
         means = self.xp.empty((2, slicing.channels), np.float32)
         arrays = (dy, x, dx, wanted, *self._constants(), self._slope, *parts)
         self.device.run_blocks("affine_sums", slicing.blocks, *arrays, *slicing.extents)
-        diffs: list[Any] = [self._unscale]
+        diffs: list[Any] = [self.unscale(self.form)]
         for blob in (self._gamma, self._beta):
             learns = self._wants(blob)
             diffs += [learns, blob.diff if learns and blob is not None else self._zeros]
